@@ -1,0 +1,46 @@
+//! All time of the engine: the [`Clock`] trait and the system's clock.
+
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Where the engine reads the time.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// Time since an arbitrary start; never goes back. For everything that waits or expires.
+    fn now(&self) -> Duration;
+
+    /// Milliseconds since 1970-01-01 UTC; may jump in both directions. Only for timestamps that people read.
+    fn wall_ms(&self) -> i64;
+}
+
+/// The system's clock; [`Clock::now`] counts from its creation.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock {
+    start: Instant,
+}
+
+impl SystemClock {
+    /// A clock that starts now.
+    pub fn new() -> Self {
+        SystemClock { start: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wall_ms(&self) -> i64 {
+        let since = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+        match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(after) => since(after),
+            Err(before) => -since(before.duration()),
+        }
+    }
+}
