@@ -219,6 +219,9 @@ impl fmt::Display for Pgno {
 pub struct PageSize(u32);
 
 impl PageSize {
+    /// The largest pages that SQLite has.
+    pub const LARGEST: Self = Self(65536);
+
     /// Wraps a size in bytes; `None` if SQLite has no such page size.
     pub const fn new(bytes: u32) -> Option<Self> {
         if bytes.is_power_of_two() && bytes >= 512 && bytes <= 65536 {
