@@ -21,22 +21,28 @@
 #![forbid(unsafe_code)]
 
 mod checksum;
+mod compactor;
 mod decoder;
 mod encoder;
 mod error;
 mod header;
 mod lz4;
+mod name;
 mod pages;
 mod source;
+mod time;
 mod trailer;
 mod types;
 mod version;
 
 pub use checksum::{Crc64, page_checksum};
+pub use compactor::{CompactOptions, compact};
 pub use decoder::{Decoder, Summary, verify};
 pub use encoder::{Encoder, record_len};
 pub use error::{CompactError, Error, Misuse, Result, Version, Violation};
 pub use header::Header;
+pub use name::FileName;
+pub use time::format_timestamp;
 pub use trailer::Trailer;
 pub use types::{Checksum, PageSize, ParseError, Pgno, Pos, Txid};
 
