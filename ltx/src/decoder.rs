@@ -74,7 +74,8 @@ impl<R: Read> Decoder<R> {
         source.read_part(magic, "header")?;
         check_magic([magic[0], magic[1], magic[2], magic[3]])?;
         source.read_part(rest, "header")?;
-        let header = Header::decode(&bytes).map_err(|e| name_version(e, &mut source))?;
+        let header =
+            Header::decode(&bytes).map_err(|e| name_version(e, &mut source, PageSize::LARGEST))?;
         let mut file = Crc64::new();
         file.update(&bytes);
         Ok(Self {
@@ -187,20 +188,11 @@ impl<R: Read> Decoder<R> {
         Error::Invalid { offset: self.position, violation }
     }
 
-    /// Marks the decoder as failed. If the file looks like another version, the error becomes
-    /// one that says so.
     fn fail(&mut self, error: Error) -> Error {
         self.state = State::Failed;
-        match &self.body {
-            Body::Raw(source) if !matches!(error, Error::Io(_) | Error::Misuse(_)) => {
-                match recognise(&source.prefix(), self.header.page_size) {
-                    Some(version) => {
-                        Error::UnsupportedVersion { version, as_v1: Some(Box::new(error)) }
-                    }
-                    None => error,
-                }
-            }
-            _ => error,
+        match &mut self.body {
+            Body::Raw(source) => name_version(error, source, self.header.page_size),
+            Body::Lz4(_) => error, // Other versions do not have this flag.
         }
     }
 }
@@ -221,11 +213,12 @@ fn check_sum(what: &'static str, stored: Checksum, computed: Checksum) -> Result
     }
 }
 
-/// Replaces a header's error by one that names the version, if what follows looks like v2 or v3.
-fn name_version<R: Read>(error: Error, source: &mut Source<R>) -> Error {
-    // An input too short to fill this does not look like anything.
-    let _ = source.read_part(&mut [0; 16], "page");
-    match (recognise(&source.prefix(), PageSize::LARGEST), error) {
+/// Replaces an error by one that names the version, if the file looks like v2 or v3.
+fn name_version<R: Read>(error: Error, source: &mut Source<R>, page_size: PageSize) -> Error {
+    if matches!(error, Error::Io(_) | Error::Misuse(_)) {
+        return error;
+    }
+    match (recognise(&source.take_prefix(), page_size), error) {
         (Some(version), Error::UnsupportedVersion { as_v1, .. }) => {
             Error::UnsupportedVersion { version, as_v1 }
         }
