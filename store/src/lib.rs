@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod storage;
 
 pub use clock::{Clock, SystemClock};
