@@ -1,4 +1,7 @@
-//! CRC-64/GO-ISO, the checksum of LTX (FORMAT §2 and §7), with SIMD where the CPU has it.
+//! CRC-64/GO-ISO, the checksum of LTX, with SIMD where the CPU has it.
+//!
+//! Polynomial 0x1B, reflected, initial value and final XOR all ones: what Go calls the ISO table of
+//! `hash/crc64`. It is not the polynomial of xz, which other CRC-64 libraries compute.
 
 use crc_fast::{CrcAlgorithm, Digest, checksum};
 
@@ -41,7 +44,7 @@ impl std::fmt::Debug for Crc64 {
     }
 }
 
-/// The checksum of one page: over its number (big-endian) and its content (FORMAT §7.1).
+/// The checksum of one page: over its number (big-endian) and its content.
 pub fn page_checksum(pgno: Pgno, data: &[u8]) -> Checksum {
     let mut crc = Crc64::new();
     crc.update(&pgno.get().to_be_bytes());
@@ -61,7 +64,7 @@ mod tests {
 
     #[test]
     fn tiny_snapshot_of_the_format_has_the_documented_sum() {
-        // FORMAT §19: pages 1..3 of 512 bytes filled with 1, 2, 3.
+        // Summed by the reference implementation: pages 1..3 of 512 bytes filled with 1, 2, 3.
         let sum = (1..=3u8).fold(Checksum::EMPTY, |sum, n| {
             sum.toggle(page_checksum(Pgno::new(n.into()).unwrap(), &[n; 512]))
         });

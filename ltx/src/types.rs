@@ -154,6 +154,17 @@ impl Pos {
     pub const fn is_zero(self) -> bool {
         self.txid.is_zero()
     }
+
+    /// The binary form: transaction id, then checksum, both big-endian.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        ((self.txid.get() as u128) << 64 | self.checksum.get() as u128).to_be_bytes()
+    }
+
+    /// Reads the binary form.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        let both = u128::from_be_bytes(bytes);
+        Self::new(Txid::new((both >> 64) as u64), Checksum::from_raw(both as u64))
+    }
 }
 
 impl fmt::Display for Pos {
@@ -219,6 +230,9 @@ impl fmt::Display for Pgno {
 pub struct PageSize(u32);
 
 impl PageSize {
+    /// The largest pages that SQLite has.
+    pub const LARGEST: Self = Self(65536);
+
     /// Wraps a size in bytes; `None` if SQLite has no such page size.
     pub const fn new(bytes: u32) -> Option<Self> {
         if bytes.is_power_of_two() && bytes >= 512 && bytes <= 65536 {
@@ -282,8 +296,16 @@ mod tests {
     }
 
     #[test]
-    fn lock_page_is_the_one_of_the_format_table() {
-        // FORMAT.md §2.
+    fn position_has_its_transaction_first_in_binary() {
+        let pos = Pos::new(Txid::new(0x0102), Checksum::from_raw(0x8000_0000_0000_00ff));
+        let bytes = [0, 0, 0, 0, 0, 0, 1, 2, 0x80, 0, 0, 0, 0, 0, 0, 0xff];
+        assert_eq!(pos.to_bytes(), bytes);
+        assert_eq!(Pos::from_bytes(bytes), pos);
+    }
+
+    #[test]
+    fn lock_page_is_the_one_after_a_gibibyte() {
+        // From the reference implementation.
         for (size, lock) in [(512, 2_097_153), (4096, 262_145), (65536, 16_385)] {
             assert_eq!(PageSize::new(size).unwrap().lock_page().get(), lock);
         }

@@ -10,7 +10,8 @@ const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 /// A file's length and bytes. Cloning copies references, no bytes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Content {
-    /// May be shorter than the file: the rest is holes. Bytes behind `len` in the last block are zero.
+    /// May be shorter than the file: the rest is holes. Bytes behind `len` in the last block are
+    /// zero.
     blocks: Vec<Block>,
     len: u64,
     /// Blocks that occupy space: all but the holes.
@@ -122,7 +123,8 @@ impl Content {
     }
 }
 
-/// Splits `len` bytes at `offset` by blocks: block index, start within the block, range within the bytes.
+/// Splits `len` bytes at `offset` by blocks: block index, start within the block, range within the
+/// bytes.
 fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (usize, usize, std::ops::Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {

@@ -1,4 +1,5 @@
-//! The running disk: the calls of [`Storage`] and [`File`], logged, counted, and failing when told to.
+//! The running disk: the calls of [`Storage`] and [`File`], logged, counted, and failing when told
+//! to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -75,7 +76,8 @@ impl SimDisk {
         SimDisk { shared: Arc::new(Mutex::new(inner)) }
     }
 
-    /// How many mutating operations there were. Syncs count; so does each file that a directory's removal removes.
+    /// How many mutating operations there were. Syncs count; so does each file that a directory's
+    /// removal removes.
     pub fn op_count(&self) -> usize {
         self.shared.lock().log.len()
     }
@@ -86,8 +88,9 @@ impl SimDisk {
         ImageBuilder::new(inner.base.clone(), inner.log.clone())
     }
 
-    /// The disk after a crash at the time when the first `at` operations had happened. For many images of one disk use
-    /// [`SimDisk::images`], which does not start from the beginning each time.
+    /// The disk after a crash at the time when the first `at` operations had happened. For many
+    /// images of one disk use [`SimDisk::images`], which does not start from the beginning each
+    /// time.
     pub fn image(&self, at: usize, kind: ImageKind) -> SimDisk {
         let mut images = self.images();
         images.advance_to(at);
@@ -114,7 +117,8 @@ impl SimDisk {
         self.shared.lock().faults.calls(kind)
     }
 
-    /// Bounds the disk to `bytes`, rounded down to blocks of 4096; `None`: no bound. Names occupy no space.
+    /// Bounds the disk to `bytes`, rounded down to blocks of 4096; `None`: no bound. Names occupy
+    /// no space.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.shared.lock().capacity_blocks = bytes.map(|bytes| bytes / BLOCK);
     }
@@ -217,7 +221,8 @@ impl Storage for SimDisk {
     }
 }
 
-/// The inner calls: those that log (`entry`, `change`, `create_*`) and those that decide what to log.
+/// The inner calls: those that log (`entry`, `change`, `create_*`) and those that decide what to
+/// log.
 impl Inner {
     fn fault(&mut self, kind: CallKind, path: &Path) -> Option<FaultError> {
         self.faults.count(kind, || path.display().to_string())

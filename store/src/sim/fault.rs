@@ -65,13 +65,16 @@ impl CallKind {
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultError {
-    /// EIO. Of a write, a prefix may be written. A sync leaves what it should have covered in doubt.
+    /// EIO. Of a write, a prefix may be written. A sync leaves what it should have covered in
+    /// doubt.
     Eio,
-    /// ENOSPC, from calls that can need space: `Create`, `Write`, `Allocate`, `Rename`, `CreateDir` and the syncs.
+    /// ENOSPC, from calls that can need space: `Create`, `Write`, `Allocate`, `Rename`, `CreateDir`
+    /// and the syncs.
     Enospc,
     /// A write stops after this many bytes (or before its last one, if it is shorter) with ENOSPC.
     ShortWrite(usize),
-    /// EIO from a sync: what it should have covered may be lost, and later syncs say nothing about it.
+    /// EIO from a sync: what it should have covered may be lost, and later syncs say nothing about
+    /// it.
     FailedSync,
 }
 
@@ -143,7 +146,8 @@ impl Fault {
         Fault { kind: Some(kind), ..self }
     }
 
-    /// Only calls on paths that contain `part` (for files, the path they have at the time of the call).
+    /// Only calls on paths that contain `part` (for files, the path they have at the time of the
+    /// call).
     pub fn at(self, part: impl Into<String>) -> Self {
         Fault { path: Some(part.into()), ..self }
     }

@@ -11,11 +11,12 @@ use super::volume::{Change, EntryOp, Ino, Op, Volume};
 /// The unit in which a device writes: 512 bytes.
 const SECTOR: u64 = 512;
 
-/// What happened to the operations that no sync had covered. The fault model is described in [the module](super).
+/// What happened to the operations that no sync had covered. The fault model is described in [the
+/// module](super).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ImageKind {
-    /// The process died, the machine did not: everything is there, and what was not synced still is not. A second
-    /// crash on this image can lose it.
+    /// The process died, the machine did not: everything is there, and what was not synced still is
+    /// not. A second crash on this image can lose it.
     ProcessCrash,
     /// Power loss, after everything had reached the disk.
     Prefix,
@@ -31,23 +32,26 @@ pub enum ImageKind {
         /// Determines the choice.
         seed: u64,
     },
-    /// As `Subset` or as `Prefix`, and what one unsynced write changed in one sector is random bytes.
+    /// As `Subset` or as `Prefix`, and what one unsynced write changed in one sector is random
+    /// bytes.
     GarbageSector {
         /// Determines the choice and the bytes.
         seed: u64,
     },
-    /// All changes of files survive, no unsynced change of a directory does: created files are gone, renamed ones have
-    /// their old name, removed ones are back.
+    /// All changes of files survive, no unsynced change of a directory does: created files are
+    /// gone, renamed ones have their old name, removed ones are back.
     RenameWithoutDirSync,
-    /// Everything survives but the unsynced changes of length of some files (at least one, if there is any).
+    /// Everything survives but the unsynced changes of length of some files (at least one, if there
+    /// is any).
     LengthLost {
         /// Determines which files.
         seed: u64,
     },
 }
 
-/// Walks once through a disk's log and builds images on the way. The cost of an image grows with the number of files
-/// and of operations that are not synced, not with the length of the log or the size of the files.
+/// Walks once through a disk's log and builds images on the way. The cost of an image grows with
+/// the number of files and of operations that are not synced, not with the length of the log or the
+/// size of the files.
 #[derive(Debug)]
 pub struct ImageBuilder {
     log: Vec<Op>,
@@ -114,7 +118,8 @@ impl ImageBuilder {
         }
     }
 
-    /// The disk after a crash here. Nothing on it is locked or open, and no fault or capacity is set.
+    /// The disk after a crash here. Nothing on it is locked or open, and no fault or capacity is
+    /// set.
     pub fn image(&self, kind: ImageKind) -> SimDisk {
         let state = match kind {
             ImageKind::ProcessCrash => self.state.clone(),

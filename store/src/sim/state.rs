@@ -7,7 +7,8 @@ use super::volume::{Change, EntryOp, Ino, Op, Volume};
 /// Moves forward through the log one operation at a time.
 #[derive(Clone, Debug)]
 pub(super) struct State {
-    /// What running programs see. Keeps the content of removed files: their removal may yet be lost.
+    /// What running programs see. Keeps the content of removed files: their removal may yet be
+    /// lost.
     pub(super) live: Volume,
     /// What a power loss cannot take.
     pub(super) durable: Volume,
@@ -27,7 +28,8 @@ pub(super) struct Pending<T> {
 pub(super) enum Status {
     /// May survive a power loss or not.
     Unsynced,
-    /// For a rename between directories: one of the two, this one, was synced. It still may survive or not.
+    /// For a rename between directories: one of the two, this one, was synced. It still may survive
+    /// or not.
     HalfSynced(Ino),
     /// A sync of it failed: may survive or not, and a later sync says nothing about it.
     Doubtful,
@@ -82,7 +84,8 @@ impl State {
         for pending in self.entries.iter_mut().filter(|p| p.op.dirs().contains(&dir)) {
             pending.status = after_sync(pending, dir, ok);
         }
-        // What is durable goes to `durable`, unless something before it in the same directory is not.
+        // What is durable goes to `durable`, unless something before it in the same directory is
+        // not.
         let mut blocked = BTreeSet::new();
         let durable = &mut self.durable;
         self.entries.retain(|pending| {

@@ -1,4 +1,5 @@
-//! The model itself: each kind of image shows exactly what it may, and faults fire when they should.
+//! The model itself: each kind of image shows exactly what it may, and faults fire when they
+//! should.
 
 use std::collections::BTreeSet;
 use std::io;

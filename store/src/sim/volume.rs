@@ -1,7 +1,7 @@
 //! Files and directories at one moment, and the operations that change them.
 //!
-//! Inodes are apart from names, as on a real file system: a file renamed over or removed keeps its content. There are
-//! no hard links: an inode has at most one name.
+//! Inodes are apart from names, as on a real file system: a file renamed over or removed keeps its
+//! content. There are no hard links: an inode has at most one name.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -106,7 +106,8 @@ impl Volume {
         content.map(|content| change.apply(Arc::make_mut(content))).is_some()
     }
 
-    /// Applies an operation on entries, also when operations before it were lost. Returns the inode that lost its name.
+    /// Applies an operation on entries, also when operations before it were lost. Returns the inode
+    /// that lost its name.
     pub(super) fn apply_entry(&mut self, op: &EntryOp) -> Option<Ino> {
         match op {
             EntryOp::CreateFile(at, ino) => {
@@ -156,7 +157,8 @@ impl Volume {
         self.files.remove(&ino)
     }
 
-    /// Creates the entry of an inode that was only ever changed through a handle, so that `change` finds it.
+    /// Creates the entry of an inode that was only ever changed through a handle, so that `change`
+    /// finds it.
     pub(super) fn declare(&mut self, op: &EntryOp) {
         match op {
             EntryOp::CreateFile(_, ino) => drop(self.files.entry(*ino).or_default()),

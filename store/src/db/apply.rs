@@ -1,0 +1,137 @@
+//! Taking records from a peer: one that follows, or a snapshot that replaces everything.
+//!
+//! Nothing changes before the whole record has verified: its own checksums, that it follows the
+//! newest position, and that the content it leads to has the checksum that it states.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use litefs_ltx::{Checksum, Decoder, Header, Pgno, Pos};
+
+use super::commit::Draft;
+use super::install::Installation;
+use super::overlay::{Overlay, PEER_LIMIT};
+use super::published::StateAt;
+use super::token::HeldToken;
+use super::{Content, Db};
+use crate::{Durability, Error, Result};
+
+impl Db {
+    /// Takes the right to write from any local writer.
+    pub(crate) fn seize(&self) -> HeldToken<'_> {
+        HeldToken { token: &self.token, id: self.token.seize() }
+    }
+
+    pub(crate) fn apply(
+        self: &Arc<Self>,
+        record: &mut dyn Read,
+        durability: Durability,
+    ) -> Result<Pos> {
+        self.check_well()?;
+        let mut decoder = Decoder::new(record).map_err(|e| self.bad_record(e))?;
+        let header = Header { compressed: false, ..*decoder.header() };
+        self.check_follows(&header, &self.content().published.read().newest)?;
+        let mut overlay = Overlay::new(header.page_size, PEER_LIMIT);
+        let mut pages = Vec::new();
+        let mut page = vec![0; header.page_size.len()];
+        while let Some(pgno) = decoder.next_page(&mut page).map_err(|e| self.bad_record(e))? {
+            overlay.write(&self.shared, pgno, &page)?;
+            pages.push((pgno, litefs_ltx::page_checksum(pgno, &page)));
+        }
+        let post = decoder.finish().map_err(|e| self.bad_record(e))?.post_apply;
+
+        let _seized = self.seize();
+        let content = self.content();
+        let draft = Draft { header, pages, post };
+        self.check_leads_to(&content, &draft)?;
+        let appended = self.append(draft, &overlay)?;
+        if durability.max(self.shared.options.durability) == Durability::Full
+            && let Err(error) = self.sync_log()
+        {
+            self.take_back(&appended);
+            return Err(error);
+        }
+        Ok(self.publish(&content, appended, overlay, durability))
+    }
+
+    fn check_follows(&self, header: &Header, newest: &StateAt) -> Result<()> {
+        let after = Pos::new(header.min_txid, header.pre_apply);
+        if header.min_txid != newest.pos.txid.next() || header.pre_apply != newest.pos.checksum {
+            let reason = format!(
+                "a record that begins with transaction {} on {} does not follow",
+                after.txid, after.checksum
+            );
+            return Err(self.mismatch(reason));
+        }
+        if newest.pages > 0 && newest.page_size != Some(header.page_size) {
+            let reason = format!("a record with pages of {} bytes does not fit", header.page_size);
+            return Err(self.mismatch(reason));
+        }
+        Ok(())
+    }
+
+    fn check_leads_to(&self, content: &Content, draft: &Draft) -> Result<()> {
+        let newest = content.published.read().newest;
+        self.check_follows(&draft.header, &newest)?;
+        if let Some(missing) = missing_growth(&draft.header, newest.pages, &draft.pages) {
+            let reason = format!(
+                "a record that grows it to {} pages lacks page {missing}",
+                draft.header.commit
+            );
+            return Err(self.mismatch(reason));
+        }
+        let computed = self.checksum_after(content, draft.header.commit, &draft.pages);
+        if computed != draft.post {
+            let reason = format!(
+                "record {} leads to checksum {computed}, not to {} as it states",
+                draft.header.max_txid, draft.post
+            );
+            return Err(self.mismatch(reason));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn install_snapshot(self: &Arc<Self>, record: &mut dyn Read) -> Result<Pos> {
+        self.shared.check_open()?;
+        let _one = self.installing.lock();
+        let mut decoder = Decoder::new(record).map_err(|e| self.bad_record(e))?;
+        let header = *decoder.header();
+        if !header.is_snapshot() {
+            return Err(
+                self.mismatch("a snapshot begins with transaction 1, this record does not".into())
+            );
+        }
+        let mut installation = Installation::begin(self, header.page_size)?;
+        let mut page = vec![0; header.page_size.len()];
+        while let Some(pgno) = decoder.next_page(&mut page).map_err(|e| self.bad_record(e))? {
+            if pgno.get() > installation.pages() + 1 {
+                installation.push(&vec![0; page.len()])?; // the lock page, the only one left out
+            }
+            installation.push(&page)?;
+        }
+        if installation.pages() < header.commit {
+            installation.push(&vec![0; page.len()])?; // the lock page at the end
+        }
+        let trailer = decoder.finish().map_err(|e| self.bad_record(e))?;
+        let pos = Pos::new(header.max_txid, trailer.post_apply);
+        if installation.checksum() != pos.checksum || installation.pages() != header.commit {
+            return Err(self.mismatch(format!("a snapshot's pages do not add up to {pos}")));
+        }
+        installation.finish_writing()?;
+        let _seized = self.seize();
+        installation.commit(pos, header.timestamp_ms)
+    }
+
+    pub(crate) fn bad_record(&self, source: litefs_ltx::Error) -> Error {
+        Error::BadRecord { db: self.name.clone(), source }
+    }
+}
+
+/// A page by which the database grows that is not in the record.
+fn missing_growth(header: &Header, before: u32, pages: &[(Pgno, Checksum)]) -> Option<Pgno> {
+    let lock_page = header.page_size.lock_page();
+    let grown = (before.saturating_add(1)..=header.commit).filter_map(Pgno::new);
+    let first_new = pages.partition_point(|(pgno, _)| pgno.get() <= before);
+    let mut have = pages[first_new..].iter().map(|(pgno, _)| *pgno);
+    grown.filter(|&pgno| pgno != lock_page).find(|&pgno| have.next() != Some(pgno))
+}

@@ -1,0 +1,329 @@
+//! The commit path: plan a record, append it, sync it (see [`Db::sync_log`]), publish it.
+//!
+//! A transaction is committed when its record is in the log. Until it is published nobody sees it,
+//! and it can be taken back. Publishing only touches memory and cannot fail.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use litefs_ltx::{Checksum, Encoder, Header, Pgno, Pos, page_checksum};
+
+use super::frame::{self, FrameHeader};
+use super::log::{Place, erase_frame};
+use super::overlay::Overlay;
+use super::published::{RecordMeta, Version};
+use super::recovery::page_offsets;
+use super::{Content, Db};
+use crate::error::IoContext;
+use crate::{Durability, Error, Event, File, Result};
+
+/// Bytes written to the log at once.
+const WRITE_LEN: usize = 1 << 20;
+/// A transaction of more pages than this leaves the shared cache alone.
+const CACHED_PAGES: usize = 1024;
+
+/// A record that is planned: what it will hold, but for the pages' bytes.
+pub(crate) struct Draft {
+    pub header: Header,
+    /// The pages it will hold, ascending.
+    pub pages: Vec<(Pgno, Checksum)>,
+    /// The database checksum after it.
+    pub post: Checksum,
+}
+
+/// A record at the end of the log that nobody has seen yet.
+#[derive(Debug)]
+pub(crate) struct Appended {
+    place: Place,
+    record: RecordMeta,
+    pages: Vec<(Pgno, Checksum)>,
+}
+
+/// What of page 1 changes with every transaction, even if nothing else does: the change counter,
+/// the transaction for which it is valid, and the version of SQLite that wrote it.
+const COUNTERS: [std::ops::Range<usize>; 2] = [24..28, 92..100];
+
+impl Db {
+    /// Works out what of `overlay` a record for a database of `commit` pages has to hold; `None`
+    /// if nothing changed. The caller holds the writer token.
+    pub(crate) fn plan(
+        &self,
+        content: &Content,
+        overlay: &Overlay,
+        commit: u32,
+        elide_counters: bool,
+    ) -> Result<Option<Draft>> {
+        let newest = content.published.read().newest;
+        let mut pages = self.changed_pages(content, overlay, commit, elide_counters)?;
+        add_growth(overlay, newest.pages, commit, &mut pages);
+        if pages.is_empty() && commit == newest.pages {
+            return Ok(None);
+        }
+        let txid = newest.pos.txid.next();
+        let header = Header {
+            compressed: false,
+            page_size: overlay.page_size(),
+            commit,
+            min_txid: txid,
+            max_txid: txid,
+            timestamp_ms: self.shared.clock.wall_ms(),
+            pre_apply: newest.pos.checksum,
+            wal_offset: 0,
+            wal_size: 0,
+            wal_salt1: 0,
+            wal_salt2: 0,
+            node_id: self.shared.node_id(),
+        };
+        let post = self.checksum_after(content, commit, &pages);
+        Ok(Some(Draft { header, pages, post }))
+    }
+
+    /// The written pages within the new size whose content is new.
+    fn changed_pages(
+        &self,
+        content: &Content,
+        overlay: &Overlay,
+        commit: u32,
+        elide_counters: bool,
+    ) -> Result<Vec<(Pgno, Checksum)>> {
+        let lock_page = overlay.page_size().lock_page();
+        let mut changed = Vec::new();
+        for pgno in overlay.pgnos().filter(|&pgno| pgno.get() <= commit && pgno != lock_page) {
+            let sum = overlay.with_page(pgno, |page| page_checksum(pgno, page))?;
+            let sum = sum.expect("BUG: the overlay names its pages");
+            let old = content.published.read().newest_sum(pgno);
+            let skip = match old {
+                Some(old) if old == sum => self.same_but(content, overlay, pgno, &[])?,
+                Some(_) if elide_counters && pgno == Pgno::FIRST => {
+                    self.same_but(content, overlay, pgno, &COUNTERS)?
+                }
+                _ => false,
+            };
+            if !skip {
+                changed.push((pgno, sum));
+            }
+        }
+        Ok(changed)
+    }
+
+    /// True if the written page equals the newest one outside the ranges.
+    fn same_but(
+        &self,
+        content: &Content,
+        overlay: &Overlay,
+        pgno: Pgno,
+        ranges: &[std::ops::Range<usize>],
+    ) -> Result<bool> {
+        let newest = content.published.read().newest;
+        if newest.page_size != Some(overlay.page_size()) {
+            return Ok(false);
+        }
+        let mut old = vec![0; overlay.page_size().len()];
+        self.read_page(content, &newest, pgno, &mut old)?;
+        let same = overlay.with_page(pgno, |page| {
+            for range in ranges {
+                old[range.clone()].copy_from_slice(&page[range.clone()]);
+            }
+            old == page
+        })?;
+        Ok(same == Some(true))
+    }
+
+    /// The database checksum after a record with these pages: O(pages changed or cut off).
+    pub(crate) fn checksum_after(
+        &self,
+        content: &Content,
+        commit: u32,
+        pages: &[(Pgno, Checksum)],
+    ) -> Checksum {
+        let published = content.published.read();
+        let old = |pgno| published.newest_sum(pgno).unwrap_or(Checksum::NONE);
+        let before = published.newest.pos.checksum.toggle(Checksum::EMPTY);
+        let changed =
+            pages.iter().fold(before, |sum, &(pgno, new)| sum.toggle(old(pgno)).toggle(new));
+        let cut_off = (commit.saturating_add(1)..=published.newest.pages).filter_map(Pgno::new);
+        cut_off.fold(changed, |sum, pgno| sum.toggle(old(pgno)))
+    }
+
+    /// Appends a record with the pages of `overlay` (zeros for those that were never written). On
+    /// error the log is as before.
+    pub(crate) fn append(&self, draft: Draft, overlay: &Overlay) -> Result<Appended> {
+        let header = &draft.header;
+        let record_len = litefs_ltx::record_len(header.page_size, draft.pages.len() as u64);
+        let len = frame::frame_len(record_len);
+        self.ensure_created()?;
+        let place = self.log.lock().reserve(len, header.min_txid)?;
+        let mut sink = FrameSink::new(&place, record_len)?;
+        if let Err(error) = self.write_frame(&mut sink, &draft, overlay) {
+            if let Err(erase) = erase_frame(&place) {
+                self.poison(&erase);
+            }
+            return Err(error);
+        }
+        let pos = Pos::new(header.max_txid, draft.post);
+        self.log.lock().appended(&place, len, pos.txid);
+        let record = RecordMeta {
+            pos,
+            min_txid: header.min_txid,
+            commit: header.commit,
+            page_size: header.page_size,
+            timestamp_ms: header.timestamp_ms,
+            segment: place.segment.clone(),
+            end: place.offset + len,
+            len,
+        };
+        Ok(Appended { place, record, pages: draft.pages })
+    }
+
+    fn write_frame(&self, sink: &mut FrameSink, draft: &Draft, overlay: &Overlay) -> Result<()> {
+        let failed = |e| self.encode_error(sink_path(&draft.header), e);
+        let mut encoder = Encoder::new(&mut *sink, draft.header).map_err(failed)?;
+        let zeros = vec![0; if draft.pages.is_empty() { 0 } else { overlay.page_size().len() }];
+        for &(pgno, _) in &draft.pages {
+            let encoded = overlay.with_page(pgno, |page| encoder.encode_page(pgno, page))?;
+            encoded
+                .unwrap_or_else(|| encoder.encode_page(pgno, &zeros))
+                .map_err(|e| self.encode_error(sink_path(&draft.header), e))?;
+        }
+        encoder.finish(draft.post).map_err(|e| self.encode_error(sink_path(&draft.header), e))?;
+        sink.finish()
+    }
+
+    fn encode_error(&self, what: String, error: litefs_ltx::Error) -> Error {
+        match error {
+            litefs_ltx::Error::Io(source) => {
+                Error::Io { op: "append to the log", path: self.dir.join("log"), source }
+            }
+            other => Error::Invalid {
+                db: self.name.clone(),
+                reason: format!("{what} cannot be encoded: {other}"),
+            },
+        }
+    }
+
+    /// Takes an appended record that nobody has seen off the log again. If that fails, nobody can
+    /// tell whether it comes back at the next start: the database becomes read-only.
+    pub(crate) fn take_back(&self, appended: &Appended) {
+        let before = appended.record.min_txid.get() - 1;
+        let taken = self.log.lock().take_back(&appended.place, litefs_ltx::Txid::new(before));
+        if let Err(error) = taken {
+            self.poison(&error);
+        }
+    }
+
+    /// Makes an appended record the newest state.
+    pub(crate) fn publish(
+        self: &Arc<Self>,
+        content: &Content,
+        appended: Appended,
+        overlay: Overlay,
+        durability: Durability,
+    ) -> Pos {
+        let Appended { place, record, pages } = appended;
+        self.cache_pages(&pages, overlay);
+        let event = Event::Position {
+            db: self.name.clone(),
+            pos: record.pos,
+            page_size: record.page_size.get(),
+            commit: record.commit,
+            timestamp_ms: record.timestamp_ms,
+        };
+        let (pos, txid) = (record.pos, record.pos.txid);
+        let offsets = page_offsets(place.record_offset(), record.page_size);
+        let versions = pages.into_iter().zip(offsets).map(|((pgno, sum), offset)| {
+            (pgno, Version { txid, segment: place.segment.clone(), offset, sum })
+        });
+        let unfolded = {
+            let mut published = content.published.write();
+            published.push(record, versions);
+            published.unfolded
+        };
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.announce_move();
+        self.queue_work(unfolded, durability);
+        self.shared.emit(&event);
+        pos
+    }
+
+    fn cache_pages(&self, pages: &[(Pgno, Checksum)], overlay: Overlay) {
+        if pages.len() > CACHED_PAGES {
+            return;
+        }
+        let mut sums = pages.iter().peekable();
+        for (pgno, page) in overlay.into_memory_pages() {
+            while sums.next_if(|(other, _)| *other < pgno).is_some() {}
+            if let Some((_, sum)) = sums.next_if(|(other, _)| *other == pgno) {
+                self.shared.cache.insert(self.id, pgno, *sum, page);
+            }
+        }
+    }
+}
+
+fn sink_path(header: &Header) -> String {
+    format!("record {}", header.max_txid)
+}
+
+/// Pages by which the database grows must all be in the record; SQLite does not write those that
+/// it allocates and frees in one transaction, and they read as zeros.
+fn add_growth(overlay: &Overlay, before: u32, commit: u32, pages: &mut Vec<(Pgno, Checksum)>) {
+    let lock_page = overlay.page_size().lock_page();
+    let grown = before.saturating_add(1)..=commit;
+    let zeros = vec![0; overlay.page_size().len()];
+    let missing = grown
+        .filter_map(Pgno::new)
+        .filter(|&pgno| pgno != lock_page && !overlay.contains(pgno))
+        .map(|pgno| (pgno, page_checksum(pgno, &zeros)));
+    let known = pages.len();
+    pages.extend(missing);
+    if pages.len() > known {
+        pages.sort_unstable_by_key(|&(pgno, _)| pgno);
+    }
+}
+
+/// Collects a frame and writes it with as few calls as a bound on memory allows.
+struct FrameSink<'a> {
+    file: Arc<dyn File>,
+    place: &'a Place,
+    buffer: Vec<u8>,
+    written: u64,
+}
+
+impl<'a> FrameSink<'a> {
+    fn new(place: &'a Place, record_len: u64) -> Result<Self> {
+        let file = place.segment.file.get().at("open", &place.segment.file.path())?;
+        let len = frame::frame_len(record_len).min(WRITE_LEN as u64 * 2) as usize;
+        let mut buffer = Vec::with_capacity(len);
+        let header = FrameHeader { record_len, synced: place.synced };
+        buffer.extend_from_slice(&header.encode(place.segment.header.salt));
+        Ok(Self { file, place, buffer, written: 0 })
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let len = self.written + self.buffer.len() as u64;
+        let padding = len.next_multiple_of(frame::ALIGN) - len;
+        self.buffer.extend_from_slice(&[0; frame::ALIGN as usize][..padding as usize]);
+        self.write_out().at("append to", &self.place.segment.file.path())
+    }
+
+    fn write_out(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.buffer, self.place.offset + self.written)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+impl Write for FrameSink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.buffer.len() + bytes.len() > WRITE_LEN {
+            self.write_out()?;
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! How records lie in a log segment.
+//!
+//! A segment file is a header and then frames, one a record, back to back:
+//!
+//! ```text
+//! header, 64 bytes: "LTFSSEG1" | generation u64 | first txid u64 | synced txid u64 | salt u64 | 0 (16) | crc u64
+//! frame:            "LTXF" | 0 u32 | record length u64 | synced txid u64 | crc u64 | record | 0 to a multiple of 8
+//! ```
+//!
+//! Integers are big-endian, as in LTX. `synced txid` is the newest transaction known to be on disk
+//! when the header or frame was written: recovery tells a lost tail from damage by it. The crc of a
+//! frame is CRC-64/GO-ISO over the segment's salt and the frame's first 24 bytes, so that frames of
+//! a file's earlier use, and frame look-alikes inside page data, do not verify. Space after the
+//! last frame reads as zeros or as an earlier use's bytes.
+
+use litefs_ltx::{Crc64, Txid};
+
+const SEGMENT_MAGIC: &[u8; 8] = b"LTFSSEG1";
+const FRAME_MAGIC: &[u8; 4] = b"LTXF";
+
+/// Bytes of a segment's header.
+pub(crate) const SEGMENT_HEADER_LEN: u64 = 64;
+/// Bytes of a frame's header.
+pub(crate) const FRAME_HEADER_LEN: u64 = 32;
+/// Frames begin at multiples of this.
+pub(crate) const ALIGN: u64 = 8;
+
+/// Bytes that a record of `record_len` bytes takes in a segment, frame header and padding included.
+pub(crate) fn frame_len(record_len: u64) -> u64 {
+    FRAME_HEADER_LEN + record_len.next_multiple_of(ALIGN)
+}
+
+/// What a segment says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    /// Which installed content the records continue; see `mark.rs`.
+    pub generation: u64,
+    /// The first transaction in the segment.
+    pub first: Txid,
+    /// The newest transaction known to be on disk when the segment was begun.
+    pub synced: Txid,
+    /// Makes this use's frames differ from those of any other.
+    pub salt: u64,
+}
+
+impl SegmentHeader {
+    pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER_LEN as usize] {
+        let mut out = [0; SEGMENT_HEADER_LEN as usize];
+        out[..8].copy_from_slice(SEGMENT_MAGIC);
+        out[8..16].copy_from_slice(&self.generation.to_be_bytes());
+        out[16..24].copy_from_slice(&self.first.get().to_be_bytes());
+        out[24..32].copy_from_slice(&self.synced.get().to_be_bytes());
+        out[32..40].copy_from_slice(&self.salt.to_be_bytes());
+        let crc = Crc64::of(&out[..56]).get();
+        out[56..].copy_from_slice(&crc.to_be_bytes());
+        out
+    }
+
+    /// `None` if the bytes are not a whole header.
+    pub(crate) fn decode(bytes: &[u8; SEGMENT_HEADER_LEN as usize]) -> Option<Self> {
+        let sound =
+            &bytes[..8] == SEGMENT_MAGIC && Crc64::of(&bytes[..56]).get() == u64_at(bytes, 56);
+        sound.then(|| Self {
+            generation: u64_at(bytes, 8),
+            first: Txid::new(u64_at(bytes, 16)),
+            synced: Txid::new(u64_at(bytes, 24)),
+            salt: u64_at(bytes, 32),
+        })
+    }
+}
+
+/// What precedes a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FrameHeader {
+    /// Bytes of the record.
+    pub record_len: u64,
+    /// The newest transaction known to be on disk when the record was appended.
+    pub synced: Txid,
+}
+
+impl FrameHeader {
+    pub(crate) fn encode(&self, salt: u64) -> [u8; FRAME_HEADER_LEN as usize] {
+        let mut out = [0; FRAME_HEADER_LEN as usize];
+        out[..4].copy_from_slice(FRAME_MAGIC);
+        out[8..16].copy_from_slice(&self.record_len.to_be_bytes());
+        out[16..24].copy_from_slice(&self.synced.get().to_be_bytes());
+        let crc = crc(salt, &out);
+        out[24..].copy_from_slice(&crc.to_be_bytes());
+        out
+    }
+
+    /// `None` if the bytes are not a frame header of the segment with this salt.
+    pub(crate) fn decode(bytes: &[u8; FRAME_HEADER_LEN as usize], salt: u64) -> Option<Self> {
+        let sound = &bytes[..4] == FRAME_MAGIC && crc(salt, bytes) == u64_at(bytes, 24);
+        sound.then(|| Self { record_len: u64_at(bytes, 8), synced: Txid::new(u64_at(bytes, 16)) })
+    }
+}
+
+/// Looks for frame headers in `bytes`, which begin at a multiple of [`ALIGN`] in a segment.
+pub(crate) fn find_frames(bytes: &[u8], salt: u64) -> impl Iterator<Item = FrameHeader> + '_ {
+    bytes
+        .windows(FRAME_HEADER_LEN as usize)
+        .step_by(ALIGN as usize)
+        .filter(|window| &window[..4] == FRAME_MAGIC)
+        .filter_map(move |window| FrameHeader::decode(window.try_into().ok()?, salt))
+}
+
+fn crc(salt: u64, frame: &[u8; FRAME_HEADER_LEN as usize]) -> u64 {
+    let mut input = [0; 32];
+    input[..8].copy_from_slice(&salt.to_be_bytes());
+    input[8..].copy_from_slice(&frame[..24]);
+    Crc64::of(&input).get()
+}
+
+/// The big-endian integer at `offset`, which must lie within `bytes`.
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[offset..offset + 8]);
+    u64::from_be_bytes(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_of_another_use_of_the_file_does_not_verify() {
+        let frame = FrameHeader { record_len: 120, synced: Txid::new(7) };
+        let bytes = frame.encode(1);
+        assert_eq!(FrameHeader::decode(&bytes, 1), Some(frame));
+        assert_eq!(FrameHeader::decode(&bytes, 2), None);
+    }
+
+    #[test]
+    fn any_flipped_bit_of_a_header_is_noticed() {
+        let frame = FrameHeader { record_len: 120, synced: Txid::new(7) }.encode(1);
+        let segment =
+            SegmentHeader { generation: 1, first: Txid::new(8), synced: Txid::new(7), salt: 1 };
+        for bit in 0..24 * 8 {
+            let mut bad = frame;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(FrameHeader::decode(&bad, 1), None, "frame bit {bit}");
+        }
+        for bit in 0..64 * 8 {
+            let mut bad = segment.encode();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SegmentHeader::decode(&bad), None, "segment bit {bit}");
+        }
+    }
+
+    #[test]
+    fn frames_are_found_wherever_they_are_aligned() {
+        let mut bytes = vec![0xaa; 1024];
+        let frame = FrameHeader { record_len: 120, synced: Txid::new(7) };
+        bytes[512..544].copy_from_slice(&frame.encode(9));
+        assert_eq!(find_frames(&bytes, 9).collect::<Vec<_>>(), [frame]);
+        assert_eq!(find_frames(&bytes, 8).count(), 0);
+    }
+}

@@ -1,0 +1,166 @@
+//! Import of a plain SQLite file, and dropping a database.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use litefs_ltx::{PageSize, Pgno, Pos};
+
+use super::Db;
+use super::install::Installation;
+use super::overlay::{LOCAL_LIMIT, Overlay};
+use super::published::StateAt;
+use super::token::HeldToken;
+use crate::{Durability, Error, Result};
+
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+const HEADER_LEN: usize = 100;
+/// Where SQLite keeps the number by which connections notice a changed schema.
+const SCHEMA_COOKIE: std::ops::Range<usize> = 40..44;
+/// How long an import or a drop waits for a writer to finish.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Db {
+    fn hold_token(&self) -> Result<HeldToken<'_>> {
+        self.shared.gate.check(&self.name)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(held) = self.token.try_hold() {
+                return Ok(held);
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Busy { db: self.name.clone() });
+            }
+            self.token.wait(deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Commits a record that leaves no pages.
+    pub(crate) fn drop_content(self: &Arc<Self>) -> Result<Pos> {
+        self.check_well()?;
+        let _held = self.hold_token()?;
+        let content = self.content();
+        let newest = content.published.read().newest;
+        let (Some(page_size), true) = (newest.page_size, newest.pages > 0) else {
+            return Err(Error::NotFound { name: self.name.to_string() });
+        };
+        let overlay = Overlay::new(page_size, LOCAL_LIMIT);
+        let draft = self.plan(&content, &overlay, 0, false)?;
+        let draft = draft.expect("BUG: dropping a database that has pages changes it");
+        let appended = self.append(draft, &overlay)?;
+        if let Err(error) = self.sync_log() {
+            self.take_back(&appended);
+            return Err(error);
+        }
+        Ok(self.publish(&content, appended, overlay, Durability::Full))
+    }
+
+    /// Replaces the content by a plain SQLite file's bytes.
+    pub(crate) fn import(self: &Arc<Self>, source: &mut dyn Read) -> Result<Pos> {
+        self.shared.check_open()?;
+        self.shared.gate.check(&self.name)?;
+        let _one = self.installing.lock();
+        let (page_size, first) = self.read_first_page(source)?;
+        let mut installation = Installation::begin(self, page_size)?;
+        let mut page = first;
+        let stated = stated_pages(&page);
+        let newest = self.content().published.read().newest;
+        self.renew_schema_cookie(&newest, &mut page)?;
+        loop {
+            if installation.pages() == u32::MAX - 1 {
+                return Err(self.not_sqlite("it has more than 2^32 - 2 pages".into()));
+            }
+            installation.push(&page)?;
+            match fill(source, &mut page).map_err(|e| self.source_error(e))? {
+                0 => break,
+                read if read < page.len() => {
+                    let reason =
+                        format!("its length is not a multiple of its page size {page_size}");
+                    return Err(self.not_sqlite(reason));
+                }
+                _ => {}
+            }
+        }
+        if let Some(stated) = stated.filter(|&stated| stated != installation.pages()) {
+            let has = installation.pages();
+            return Err(self.not_sqlite(format!("its header states {stated} pages, it has {has}")));
+        }
+        installation.finish_writing()?;
+        let _held = self.hold_token()?;
+        let txid = self.content().published.read().newest.pos.txid.next();
+        let pos = Pos::new(txid, installation.checksum());
+        installation.commit(pos, self.shared.clock.wall_ms())
+    }
+
+    fn read_first_page(&self, source: &mut dyn Read) -> Result<(PageSize, Vec<u8>)> {
+        let mut page = vec![0; HEADER_LEN];
+        let read = fill(source, &mut page).map_err(|e| self.source_error(e))?;
+        if read < HEADER_LEN || &page[..16] != MAGIC {
+            return Err(self.not_sqlite("it does not begin like a SQLite database".into()));
+        }
+        let stated = u32::from(u16::from_be_bytes([page[16], page[17]]));
+        let bytes = if stated == 1 { 65536 } else { stated };
+        let Some(page_size) = PageSize::new(bytes) else {
+            return Err(self.not_sqlite(format!("its header states a page size of {stated}")));
+        };
+        page.resize(page_size.len(), 0);
+        let rest = fill(source, &mut page[HEADER_LEN..]).map_err(|e| self.source_error(e))?;
+        if HEADER_LEN + rest < page_size.len() {
+            return Err(self.not_sqlite("it ends within its first page".into()));
+        }
+        Ok((page_size, page))
+    }
+
+    /// Connections that have the replaced content's schema in memory must notice that it changed,
+    /// so the new content's schema cookie is one that the old one never had.
+    fn renew_schema_cookie(&self, newest: &StateAt, page: &mut [u8]) -> Result<()> {
+        let (Some(page_size), true) = (newest.page_size, newest.pages > 0) else { return Ok(()) };
+        if self.quarantined().is_some() {
+            return Ok(());
+        }
+        let mut old = vec![0; page_size.len()];
+        self.read_page(&self.content(), newest, Pgno::FIRST, &mut old)?;
+        let highest = schema_cookie(&old).max(schema_cookie(page));
+        page[SCHEMA_COOKIE].copy_from_slice(&highest.wrapping_add(1).to_be_bytes());
+        Ok(())
+    }
+
+    fn not_sqlite(&self, reason: String) -> Error {
+        Error::NotSqlite { db: self.name.clone(), reason }
+    }
+
+    fn source_error(&self, source: io::Error) -> Error {
+        let path = std::path::PathBuf::from("the database to import");
+        Error::Io { op: "read", path, source }
+    }
+}
+
+fn schema_cookie(page: &[u8]) -> u32 {
+    be32(page, SCHEMA_COOKIE.start)
+}
+
+/// The number of pages by SQLite's header, where that is valid (it counts only if the change
+/// counter is the one for which it was written).
+fn stated_pages(page: &[u8]) -> Option<u32> {
+    (be32(page, 24) == be32(page, 92)).then(|| be32(page, 28)).filter(|&pages| pages > 0)
+}
+
+fn be32(page: &[u8], offset: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&page[offset..offset + 4]);
+    u32::from_be_bytes(word)
+}
+
+/// Reads until `buf` is full or the source ends.
+fn fill(source: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match source.read(&mut buf[done..]) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}

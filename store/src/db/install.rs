@@ -1,0 +1,180 @@
+//! Installing content whole: an import, or a snapshot from a peer.
+//!
+//! 1. `base.new` and `checksums.new` are written and synced, their names too.
+//! 2. The mark gets the new position, the next generation and the state "installing": committed.
+//! 3. Both files are renamed into place, the old log is removed, the mark's state is cleared.
+//!
+//! A crash before 2 leaves the old content, and files that are thrown away; a crash after it leaves
+//! the new content, and step 3 is done again: each part of it can be repeated.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use litefs_ltx::{Checksum, PageSize, Pgno, Pos, page_checksum};
+
+use super::mark::Mark;
+use super::published::Published;
+use super::{Content, Db, sums};
+use crate::error::IoContext;
+use crate::{Event, File, OpenMode, Result, Storage};
+
+/// Bytes written at once.
+const WRITE_LEN: usize = 1 << 20;
+
+/// Content that is being written aside, page after page.
+pub(crate) struct Installation<'a> {
+    db: &'a Arc<Db>,
+    file: Arc<dyn File>,
+    page_size: PageSize,
+    sums: Vec<Checksum>,
+    checksum: Checksum,
+    buffer: Vec<u8>,
+    written: u64,
+}
+
+impl<'a> Installation<'a> {
+    /// Step 1 begins. The caller holds `db.installing`.
+    pub(crate) fn begin(db: &'a Arc<Db>, page_size: PageSize) -> Result<Self> {
+        db.ensure_created()?;
+        let path = db.dir.join(RENAMES[0].0);
+        let file = db.shared.storage.open(&path, OpenMode::CreateNew).at("create", &path)?;
+        let buffer = Vec::with_capacity(WRITE_LEN);
+        let checksum = Checksum::EMPTY;
+        Ok(Self { db, file, page_size, sums: Vec::new(), checksum, buffer, written: 0 })
+    }
+
+    /// Pages so far.
+    pub(crate) fn pages(&self) -> u32 {
+        self.sums.len() as u32
+    }
+
+    /// The database checksum of the pages so far.
+    pub(crate) fn checksum(&self) -> Checksum {
+        self.checksum
+    }
+
+    /// Adds the next page; the lock page is added as whatever `data` is, unchecked.
+    pub(crate) fn push(&mut self, data: &[u8]) -> Result<()> {
+        let number = self.pages().checked_add(1).and_then(Pgno::new);
+        let pgno = number.expect("BUG: callers count pages in 32 bits");
+        let sum = match pgno == self.page_size.lock_page() {
+            true => Checksum::NONE,
+            false => page_checksum(pgno, data),
+        };
+        self.checksum = self.checksum.toggle(sum);
+        self.sums.push(sum);
+        if self.buffer.len() + data.len() > WRITE_LEN {
+            self.write_out()?;
+        }
+        self.buffer.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn write_out(&mut self) -> Result<()> {
+        let path = self.db.dir.join(RENAMES[0].0);
+        self.file.write_all_at(&self.buffer, self.written).at("write", &path)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Ends step 1: what was written is on disk.
+    pub(crate) fn finish_writing(&mut self) -> Result<()> {
+        self.write_out()?;
+        let storage = &self.db.shared.storage;
+        let path = self.db.dir.join(RENAMES[0].0);
+        self.file.sync_data().at("sync", &path)?;
+        let path = self.db.dir.join(RENAMES[1].0);
+        let file = storage.open(&path, OpenMode::CreateNew).at("create", &path)?;
+        sums::write_all(file.as_ref(), &self.sums).at("write", &path)?;
+        file.sync_data().at("sync", &path)?;
+        storage.sync_dir(&self.db.dir).at("sync", &self.db.dir)
+    }
+
+    /// Steps 2 and 3: the written pages become the content at `pos`. The caller holds the writer
+    /// token. An error in the middle makes the database read-only: what the next start finds is
+    /// one of the two contents, but not known here.
+    pub(crate) fn commit(self, pos: Pos, timestamp_ms: i64) -> Result<Pos> {
+        let db = self.db;
+        let _alone = db.folding.lock();
+        let old = db.content();
+        match old.base.keep_open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            kept => kept.at("open", &old.base.path())?,
+        }
+        let mut mark = old.published.read().mark;
+        mark.generation += 1;
+        mark.pos = pos;
+        mark.ceiling = pos.txid;
+        mark.page_size = Some(self.page_size);
+        mark.pages = self.pages();
+        mark.installing = true;
+        let switched = db.switch(mark);
+        let mark = switched.inspect_err(|error| db.poison(error))?;
+        let mut published = Published::of_base(mark, self.sums);
+        published.timestamp_ms = timestamp_ms;
+        let content = Arc::new(Content::new(&db.shared, &db.dir, published));
+        *db.content.write() = content;
+        db.recovered_health();
+        db.announce_move();
+        db.shared.emit(&Event::Position {
+            db: db.name.clone(),
+            pos,
+            page_size: self.page_size.get(),
+            commit: mark.pages,
+            timestamp_ms,
+        });
+        Ok(pos)
+    }
+}
+
+impl Db {
+    fn switch(&self, mut mark: Mark) -> Result<Mark> {
+        let storage = self.shared.storage.as_ref();
+        mark.write(storage, &self.dir)?;
+        // Old readers keep the segments' files; the names go.
+        self.log.lock().clear(mark.generation, mark.pos.txid)?;
+        finish(storage, &self.dir, mark)
+    }
+}
+
+/// The files that are written aside, and what they become.
+pub(crate) const RENAMES: [(&str, &str); 2] =
+    [("base.new", "base"), ("checksums.new", "checksums")];
+
+/// Step 3, at once or after a crash.
+pub(crate) fn finish(storage: &dyn Storage, dir: &Path, mut mark: Mark) -> Result<Mark> {
+    for (from, to) in RENAMES {
+        let (from, to) = (dir.join(from), dir.join(to));
+        match storage.rename(&from, &to) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed.at("rename", &from)?,
+        }
+    }
+    storage.sync_dir(dir).at("sync", dir)?;
+    remove_old_log(storage, dir)?;
+    mark.installing = false;
+    mark.write(storage, dir)?;
+    Ok(mark)
+}
+
+fn remove_old_log(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    let log = dir.join("log");
+    let names = match storage.list(&log) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        names => names.at("read", &log)?,
+    };
+    for name in names.iter().filter(|name| name.ends_with(".seg")) {
+        let path = log.join(name);
+        storage.remove_file(&path).at("remove", &path)?;
+    }
+    storage.sync_dir(&log).at("sync", &log)
+}
+
+/// Removes what an installation that was not committed left.
+pub(crate) fn discard_unfinished(storage: &dyn Storage, dir: &Path) {
+    for (from, _) in RENAMES {
+        let _ = storage.remove_file(&dir.join(from));
+    }
+}

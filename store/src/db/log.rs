@@ -1,0 +1,391 @@
+//! The log: segments of frames on disk, appended to at the end, cut off at the front.
+//!
+//! Invariants:
+//! - only the last segment is appended to, and only while `tail_open`: after a start, or after the
+//!   end was cut, the next record begins a new segment, so that what may lie behind the old end
+//!   never comes to follow a valid record;
+//! - all segments but the last are on disk: a segment is synced before the next is begun;
+//! - a segment's header and name are on disk before its first record is written.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use litefs_ltx::{Crc64, Txid};
+
+use super::frame::{FRAME_HEADER_LEN, SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::error::IoContext;
+use crate::filecache::CachedFile;
+use crate::shared::Shared;
+use crate::{OpenMode, Result};
+
+/// The first segment's size in bytes: thousands of quiet databases must cost little.
+const FIRST_CAPACITY: u64 = 16 << 10;
+/// Each further segment is this many times as large as the one before…
+const GROWTH: u64 = 4;
+/// …up to this size.
+pub(crate) const MAX_CAPACITY: u64 = 16 << 20;
+/// A segment prepared ahead of its use, so that a commit need not wait for one.
+const SPARE: &str = "spare";
+
+/// One file of the log.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub header: SegmentHeader,
+    pub file: CachedFile,
+    /// Bytes that the file has.
+    pub capacity: u64,
+    /// Where its last frame ends.
+    end: AtomicU64,
+    /// The last transaction in it; before the first one while empty.
+    last: AtomicU64,
+    /// When retention first saw it full; its age counts from there.
+    sealed_at: OnceLock<Duration>,
+}
+
+impl Segment {
+    pub(crate) fn new(header: SegmentHeader, file: CachedFile, capacity: u64) -> Self {
+        let before_first = header.first.get() - 1;
+        let end = AtomicU64::new(SEGMENT_HEADER_LEN);
+        let last = AtomicU64::new(before_first);
+        Self { header, file, capacity, end, last, sealed_at: OnceLock::new() }
+    }
+
+    /// Where its last frame ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// The last transaction in it.
+    pub(crate) fn last(&self) -> Txid {
+        Txid::new(self.last.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_end(&self, end: u64, last: Txid) {
+        self.last.store(last.get(), Ordering::Release);
+        self.end.store(end, Ordering::Release);
+    }
+
+    /// How long ago it was first asked for its age, after it had been sealed.
+    pub(crate) fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(*self.sealed_at.get_or_init(|| now))
+    }
+
+    /// Reads exactly `buf.len()` bytes at `offset`.
+    pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let read = self.file.get().and_then(|file| file.read_exact_at(buf, offset));
+        read.at("read", &self.file.path())
+    }
+}
+
+/// Where the next frame goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub segment: Arc<Segment>,
+    /// Where its header begins.
+    pub offset: u64,
+    /// What to state in the frame's header.
+    pub synced: Txid,
+}
+
+impl Place {
+    /// Where the record's bytes begin.
+    pub(crate) fn record_offset(&self) -> u64 {
+        self.offset + FRAME_HEADER_LEN
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Log {
+    shared: Arc<Shared>,
+    dir: PathBuf,
+    generation: u64,
+    segments: VecDeque<Arc<Segment>>,
+    tail_open: bool,
+    /// The last transaction appended.
+    last: Txid,
+    /// The last transaction known to be on disk.
+    synced: Txid,
+    spare: Option<u64>,
+}
+
+impl Log {
+    /// Over the segments that recovery found, which end with `last`.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        db_dir: &Path,
+        generation: u64,
+        segments: VecDeque<Arc<Segment>>,
+        last: Txid,
+        synced: Txid,
+    ) -> Self {
+        let dir = db_dir.join("log");
+        Self { shared, dir, generation, segments, tail_open: false, last, synced, spare: None }
+    }
+
+    /// The last transaction known to be on disk.
+    pub(crate) fn synced(&self) -> Txid {
+        self.synced
+    }
+
+    /// The segments, oldest first.
+    pub(crate) fn segments(&self) -> impl DoubleEndedIterator<Item = &Arc<Segment>> {
+        self.segments.iter()
+    }
+
+    /// The segment in which `txid` lies if the log holds it.
+    pub(crate) fn segment_of(&self, txid: Txid) -> Option<Arc<Segment>> {
+        let after = self.segments.partition_point(|segment| segment.header.first <= txid);
+        let segment = self.segments.get(after.checked_sub(1)?)?;
+        (txid <= segment.last()).then(|| segment.clone())
+    }
+
+    /// Bytes of all segment files.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.capacity).sum::<u64>() + self.spare.unwrap_or(0)
+    }
+
+    /// Finds a place for a frame of `len` bytes that begins with transaction `first`; begins a new
+    /// segment if need be. On error the log is as before.
+    pub(crate) fn reserve(&mut self, len: u64, first: Txid) -> Result<Place> {
+        debug_assert_eq!(first, self.last.next(), "transactions follow each other");
+        let fits = |segment: &Segment| segment.end() + len <= segment.capacity;
+        if let Some(tail) = self.segments.back()
+            && self.tail_open
+            && fits(tail)
+        {
+            return Ok(Place { segment: tail.clone(), offset: tail.end(), synced: self.synced });
+        }
+        self.sync()?;
+        if self.segments.back().is_some_and(|tail| tail.header.first == first) {
+            // Begun and left empty, by a record that was taken back or a crash.
+            self.segments.pop_back();
+        }
+        let segment = Arc::new(self.begin_segment(len + SEGMENT_HEADER_LEN, first)?);
+        self.segments.push_back(segment.clone());
+        self.tail_open = true;
+        Ok(Place { segment, offset: SEGMENT_HEADER_LEN, synced: self.synced })
+    }
+
+    /// Takes note of a frame that has been written at `place`.
+    pub(crate) fn appended(&mut self, place: &Place, len: u64, last: Txid) {
+        place.segment.set_end(place.offset + len, last);
+        self.last = last;
+    }
+
+    /// Takes the newest frame, which nobody has seen yet, off the end again, durably.
+    pub(crate) fn take_back(&mut self, place: &Place, last: Txid) -> Result<()> {
+        erase_frame(place)?;
+        place.segment.set_end(place.offset, last);
+        self.last = last;
+        self.synced = self.synced.min(last);
+        Ok(())
+    }
+
+    /// Syncs what was appended, while the log is held.
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        if let Some((segment, last)) = self.unsynced() {
+            sync_segment(&segment)?;
+            self.note_synced(last);
+        }
+        Ok(())
+    }
+
+    /// The segment to sync and the transaction that is then on disk; `None` if all is.
+    pub(crate) fn unsynced(&self) -> Option<(Arc<Segment>, Txid)> {
+        let tail = self.segments.back()?;
+        (self.synced < self.last).then(|| (tail.clone(), self.last))
+    }
+
+    /// Takes note that everything up to `last` is on disk.
+    pub(crate) fn note_synced(&mut self, last: Txid) {
+        self.synced = self.synced.max(last.min(self.last));
+    }
+
+    fn begin_segment(&mut self, least: u64, first: Txid) -> Result<Segment> {
+        let capacity = self.next_capacity().max(least.next_multiple_of(4096));
+        let path = self.dir.join(format!("{first}.seg"));
+        let storage = &self.shared.storage;
+        let spare = self.spare.filter(|&spare| spare >= capacity);
+        let file = match spare {
+            Some(_) => {
+                let from = self.dir.join(SPARE);
+                storage.rename(&from, &path).at("rename", &from)?;
+                self.spare = None;
+                storage.open(&path, OpenMode::ReadWrite).at("open", &path)?
+            }
+            None => storage.open(&path, OpenMode::CreateNew).at("create", &path)?,
+        };
+        let capacity = spare.unwrap_or(capacity);
+        let header = SegmentHeader {
+            generation: self.generation,
+            first,
+            synced: self.synced,
+            salt: self.salt(first),
+        };
+        let begun = file
+            .allocate(capacity)
+            .and_then(|()| file.write_all_at(&header.encode(), 0))
+            .and_then(|()| file.sync_data())
+            .and_then(|()| storage.sync_dir(&self.dir));
+        if let Err(e) = begun {
+            // Without its header the file counts for nothing; the space may be what is missing.
+            let _ = storage.remove_file(&path);
+            return Err(e).at("create", &path);
+        }
+        let cached = self.shared.files.adopt(path, file);
+        Ok(Segment::new(header, cached, capacity))
+    }
+
+    fn next_capacity(&self) -> u64 {
+        match self.segments.back() {
+            None => FIRST_CAPACITY,
+            Some(tail) if !self.tail_open => tail.capacity.clamp(FIRST_CAPACITY, MAX_CAPACITY),
+            Some(tail) => (tail.capacity * GROWTH).clamp(FIRST_CAPACITY, MAX_CAPACITY),
+        }
+    }
+
+    /// A number that no earlier use of a file is likely to have had.
+    fn salt(&self, first: Txid) -> u64 {
+        let clock = &self.shared.clock;
+        let mut crc = Crc64::new();
+        crc.update(&self.shared.node_id().to_be_bytes());
+        crc.update(&first.get().to_be_bytes());
+        crc.update(&clock.wall_ms().to_be_bytes());
+        crc.update(&clock.now().as_nanos().to_be_bytes());
+        crc.update(self.dir.as_os_str().as_encoded_bytes());
+        crc.checksum().get()
+    }
+
+    /// True if a commit would soon have to wait for a new segment to be created.
+    pub(crate) fn wants_spare(&self) -> bool {
+        let half_full = |tail: &Arc<Segment>| tail.end() > tail.capacity / 2;
+        self.spare.is_none() && self.segments.back().is_some_and(half_full)
+    }
+
+    /// The path and size of the spare to prepare.
+    pub(crate) fn spare_wanted(&self) -> (PathBuf, u64) {
+        let tail = self.segments.back().map_or(FIRST_CAPACITY, |tail| tail.capacity);
+        (self.dir.join(SPARE), (tail * GROWTH).clamp(FIRST_CAPACITY, MAX_CAPACITY))
+    }
+
+    /// Takes note that the spare is there.
+    pub(crate) fn note_spare(&mut self, capacity: u64) {
+        self.spare = Some(capacity);
+    }
+
+    /// Removes the oldest segments for as long as `expendable` says so; never the last one, and
+    /// none that holds a transaction after `keep_from`. Returns how many went.
+    pub(crate) fn retire(
+        &mut self,
+        keep_from: Txid,
+        mut expendable: impl FnMut(&Segment, u64) -> bool,
+    ) -> Result<usize> {
+        let mut retired = 0;
+        while self.segments.len() > 1 {
+            let total = self.bytes();
+            let oldest = &self.segments[0];
+            if oldest.last() > keep_from || !expendable(oldest, total) {
+                break;
+            }
+            let oldest = self.segments.pop_front().expect("BUG: more than one segment");
+            self.remove(oldest)?;
+            // One at a time, so that what comes back after a power loss joins the rest.
+            self.shared.storage.sync_dir(&self.dir).at("sync", &self.dir)?;
+            retired += 1;
+        }
+        Ok(retired)
+    }
+
+    /// Keeps the file as the spare if nobody reads it and it is of the full size, else removes it.
+    fn remove(&mut self, segment: Arc<Segment>) -> Result<()> {
+        let storage = &self.shared.storage;
+        let path = segment.file.path();
+        let unread = Arc::strong_count(&segment) == 1;
+        if unread && self.spare.is_none() && segment.capacity == MAX_CAPACITY {
+            storage.rename(&path, &self.dir.join(SPARE)).at("rename", &path)?;
+            self.spare = Some(segment.capacity);
+            return Ok(());
+        }
+        segment.file.keep_open().at("open", &path)?;
+        storage.remove_file(&path).at("remove", &path)
+    }
+
+    /// Removes every segment, for content that the log does not lead to.
+    pub(crate) fn clear(&mut self, generation: u64, last: Txid) -> Result<()> {
+        while let Some(segment) = self.segments.back() {
+            let path = segment.file.path();
+            segment.file.keep_open().at("open", &path)?;
+            self.shared.storage.remove_file(&path).at("remove", &path)?;
+            self.segments.pop_back();
+        }
+        self.generation = generation;
+        self.tail_open = false;
+        self.last = last;
+        self.synced = last;
+        Ok(())
+    }
+
+    /// Cuts the log after the frame that ends at `end` of `segment`, with transaction `last`.
+    /// The cut segment gets a new file, since readers of what is dropped may use the old one.
+    pub(crate) fn cut(&mut self, segment: &Arc<Segment>, end: u64, last: Txid) -> Result<()> {
+        let storage = &self.shared.storage;
+        while let Some(tail) = self.segments.back().filter(|tail| !Arc::ptr_eq(tail, segment)) {
+            let path = tail.file.path();
+            tail.file.keep_open().at("open", &path)?;
+            storage.remove_file(&path).at("remove", &path)?;
+            self.segments.pop_back();
+        }
+        storage.sync_dir(&self.dir).at("sync", &self.dir)?;
+        self.tail_open = false;
+        self.last = last;
+        self.synced = last;
+        let path = segment.file.path();
+        segment.file.keep_open().at("open", &path)?;
+        if end <= SEGMENT_HEADER_LEN {
+            storage.remove_file(&path).at("remove", &path)?;
+            self.segments.pop_back();
+            return storage.sync_dir(&self.dir).at("sync", &self.dir);
+        }
+        let copy = self.dir.join("cut");
+        copy_prefix(storage.as_ref(), segment, end, &copy)?;
+        storage.rename(&copy, &path).at("rename", &copy)?;
+        storage.sync_dir(&self.dir).at("sync", &self.dir)?;
+        let shorter = Segment::new(segment.header, self.shared.files.file(path), end);
+        shorter.set_end(end, last);
+        self.segments.pop_back();
+        self.segments.push_back(Arc::new(shorter));
+        Ok(())
+    }
+}
+
+/// Writes zeros over a frame's header and syncs them.
+pub(crate) fn erase_frame(place: &Place) -> Result<()> {
+    let path = place.segment.file.path();
+    let file = place.segment.file.get().at("open", &path)?;
+    let erased = file
+        .write_all_at(&[0; FRAME_HEADER_LEN as usize], place.offset)
+        .and_then(|()| file.sync_data());
+    erased.at("take back a record in", &path)
+}
+
+pub(crate) fn sync_segment(segment: &Segment) -> Result<()> {
+    let synced = segment.file.get().and_then(|file| file.sync_data());
+    synced.at("sync", &segment.file.path())
+}
+
+fn copy_prefix(storage: &dyn crate::Storage, from: &Segment, end: u64, to: &Path) -> Result<()> {
+    let file = storage.open(to, OpenMode::CreateNew).at("create", to)?;
+    let mut chunk = vec![0; 1 << 20];
+    let mut offset = 0;
+    while offset < end {
+        let len = (end - offset).min(chunk.len() as u64) as usize;
+        from.read_at(&mut chunk[..len], offset)?;
+        file.write_all_at(&chunk[..len], offset).at("write", to)?;
+        offset += len as u64;
+    }
+    file.sync_data().at("sync", to)
+}

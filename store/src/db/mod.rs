@@ -1,0 +1,291 @@
+//! One database: its state in memory and the parts that work on it.
+
+pub(crate) mod apply;
+pub(crate) mod commit;
+pub(crate) mod compacted;
+pub(crate) mod cursor;
+pub(crate) mod fold;
+pub(crate) mod frame;
+pub(crate) mod import;
+pub(crate) mod install;
+pub(crate) mod log;
+pub(crate) mod mark;
+pub(crate) mod overlay;
+pub(crate) mod published;
+pub(crate) mod recovery;
+pub(crate) mod rewind;
+pub(crate) mod snapshot;
+pub(crate) mod sums;
+pub(crate) mod token;
+pub(crate) mod writer;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
+
+use litefs_ltx::{Pos, Txid};
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use self::log::Log;
+use self::mark::Mark;
+use self::published::Published;
+use self::recovery::Recovered;
+use self::token::Token;
+use crate::error::IoContext;
+use crate::filecache::CachedFile;
+use crate::shared::Shared;
+use crate::{DbName, Error, Event, Result};
+
+/// One line of content: positions that follow each other. An import, a snapshot from a peer or a
+/// rewind begins another; readers of the old one keep it until they are done.
+#[derive(Debug)]
+pub(crate) struct Content {
+    /// Differs for each content of this process.
+    pub id: u64,
+    pub base: CachedFile,
+    pub published: RwLock<Published>,
+    /// How many snapshots pin each transaction.
+    pub pins: Mutex<BTreeMap<Txid, usize>>,
+}
+
+impl Content {
+    pub(crate) fn new(shared: &Shared, dir: &Path, published: Published) -> Self {
+        let base = shared.files.file(dir.join("base"));
+        let published = RwLock::new(published);
+        Self { id: shared.next_id(), base, published, pins: Mutex::new(BTreeMap::new()) }
+    }
+}
+
+/// Whether a database is well.
+#[derive(Debug, Default)]
+struct Health {
+    quarantined: Option<String>,
+    poisoned: Option<String>,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Db {
+    pub id: u64,
+    pub name: DbName,
+    pub dir: PathBuf,
+    pub shared: Arc<Shared>,
+    pub content: RwLock<Arc<Content>>,
+    pub log: Mutex<Log>,
+    pub token: Token,
+    /// Held by the one fold, installation or rewind that is under way.
+    pub folding: Mutex<()>,
+    /// Held by the one import or snapshot that is being written aside.
+    pub installing: Mutex<()>,
+    health: Mutex<Health>,
+    /// False once quarantined or poisoned, so that the usual case needs no lock.
+    well: AtomicBool,
+    moved: Mutex<()>,
+    moved_signal: Condvar,
+    waiters: AtomicU64,
+    pub commits: AtomicU64,
+    pub folds: AtomicU64,
+    pub fold_queued: AtomicBool,
+    pub fold_urgent: AtomicBool,
+    pub spare_queued: AtomicBool,
+    /// True while a pinned snapshot holds back the fold.
+    pub fold_blocked: AtomicBool,
+    pub sync_queued: AtomicBool,
+    /// True once a commit asked to be synced: the next segment is then filled with zeros ahead,
+    /// since syncing into reserved but unwritten space costs twice as much.
+    pub syncs_commits: AtomicBool,
+}
+
+impl Db {
+    /// Opens the database in `dir`; one that fails a check comes back quarantined.
+    pub(crate) fn open(shared: &Arc<Shared>, name: DbName, dir: PathBuf) -> Self {
+        match recovery::recover(shared, &dir) {
+            Ok(recovered) => Self::of(shared, name, dir, recovered),
+            Err(failure) => {
+                let segments = VecDeque::new();
+                // The last known position, for those who look; nothing of it is served.
+                let mark = Mark::read(shared.storage.as_ref(), &dir).ok().flatten();
+                let published = Published::of_base(mark.unwrap_or(Mark::NEW), Vec::new());
+                let db = Self::of(shared, name, dir, Recovered { published, segments });
+                db.quarantine(&failure.to_string());
+                db
+            }
+        }
+    }
+
+    fn of(shared: &Arc<Shared>, name: DbName, dir: PathBuf, recovered: Recovered) -> Self {
+        let Recovered { published, segments } = recovered;
+        let last = published.newest.pos.txid;
+        // What a scan read may be in the page cache of the kernel only: its durability is unknown.
+        let synced = published.floor();
+        let generation = published.mark.generation;
+        let log = Log::new(shared.clone(), &dir, generation, segments, last, synced);
+        let content = Arc::new(Content::new(shared, &dir, published));
+        Self {
+            id: shared.next_id(),
+            name,
+            dir,
+            shared: shared.clone(),
+            content: RwLock::new(content),
+            log: Mutex::new(log),
+            token: Token::default(),
+            folding: Mutex::new(()),
+            installing: Mutex::new(()),
+            health: Mutex::new(Health::default()),
+            well: AtomicBool::new(true),
+            moved: Mutex::new(()),
+            moved_signal: Condvar::new(),
+            waiters: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
+            folds: AtomicU64::new(0),
+            fold_queued: AtomicBool::new(false),
+            fold_urgent: AtomicBool::new(false),
+            spare_queued: AtomicBool::new(false),
+            fold_blocked: AtomicBool::new(false),
+            sync_queued: AtomicBool::new(false),
+            syncs_commits: AtomicBool::new(false),
+        }
+    }
+
+    /// The content that new readers get.
+    pub(crate) fn content(&self) -> Arc<Content> {
+        self.content.read().clone()
+    }
+
+    pub(crate) fn pos(&self) -> Pos {
+        self.content.read().published.read().newest.pos
+    }
+
+    /// Creates the directory of a new database, with its mark, durably.
+    pub(crate) fn ensure_created(&self) -> Result<()> {
+        let storage = &self.shared.storage;
+        let log = self.dir.join("log");
+        if storage.file_len(&self.dir.join("mark")).at("read", &self.dir)?.is_some() {
+            return Ok(());
+        }
+        storage.create_dir_all(&log).at("create", &log)?;
+        let mut mark = Mark::NEW;
+        mark.write(storage.as_ref(), &self.dir)?;
+        storage.sync_dir(&self.dir).at("sync", &self.dir)?;
+        let parent = self.shared.databases_dir();
+        storage.sync_dir(&parent).at("sync", &parent)?;
+        self.content().published.write().mark = mark;
+        Ok(())
+    }
+
+    /// Fails if the database is quarantined.
+    pub(crate) fn check_readable(&self) -> Result<()> {
+        self.shared.check_open()?;
+        if self.well.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        match &self.health.lock().quarantined {
+            Some(reason) => {
+                Err(Error::Quarantined { db: self.name.clone(), reason: reason.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Fails if the database is quarantined or poisoned.
+    pub(crate) fn check_well(&self) -> Result<()> {
+        self.check_readable()?;
+        if self.well.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        match &self.health.lock().poisoned {
+            Some(reason) => Err(Error::Poisoned { db: self.name.clone(), reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn quarantined(&self) -> Option<String> {
+        self.health.lock().quarantined.clone()
+    }
+
+    /// Stops serving the database, and says why.
+    pub(crate) fn quarantine(&self, reason: &str) {
+        {
+            let mut health = self.health.lock();
+            if health.quarantined.is_some() {
+                return;
+            }
+            health.quarantined = Some(reason.to_owned());
+            self.well.store(false, Ordering::Release);
+        }
+        tracing::error!(db = %self.name, reason, "database quarantined");
+        let reason = reason.to_owned();
+        self.shared.emit(&Event::Quarantined { db: self.name.clone(), reason });
+        self.announce_move();
+    }
+
+    /// Makes the database read-only after a sync failed.
+    pub(crate) fn poison(&self, cause: &Error) {
+        let mut health = self.health.lock();
+        if health.poisoned.is_none() {
+            tracing::error!(db = %self.name, %cause, "database is read-only until it is reopened");
+            health.poisoned = Some(cause.to_string());
+        }
+        self.well.store(false, Ordering::Release);
+    }
+
+    /// Content that was installed whole makes a database well again.
+    pub(crate) fn recovered_health(&self) {
+        *self.health.lock() = Health::default();
+        self.well.store(true, Ordering::Release);
+    }
+
+    /// Syncs the log without holding it meanwhile; a failure poisons the database.
+    pub(crate) fn sync_log(&self) -> Result<()> {
+        self.check_well()?;
+        let Some((segment, last)) = self.log.lock().unsynced() else { return Ok(()) };
+        match log::sync_segment(&segment) {
+            Ok(()) => {
+                self.log.lock().note_synced(last);
+                Ok(())
+            }
+            Err(error) => {
+                self.poison(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Wakes whoever waits for the position to change.
+    pub(crate) fn announce_move(&self) {
+        // Pairs with the waiter's increment: either it is seen here, or the waiter sees the move.
+        fence(Ordering::SeqCst);
+        if self.waiters.load(Ordering::SeqCst) > 0 {
+            drop(self.moved.lock());
+            self.moved_signal.notify_all();
+        }
+    }
+
+    /// Blocks until the position is at least `txid`.
+    pub(crate) fn wait_for(&self, txid: Txid, timeout: Duration) -> Result<Pos> {
+        let deadline = Instant::now() + timeout;
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        let mut guard = self.moved.lock();
+        let reached = loop {
+            if let Err(error) = self.check_readable() {
+                break Err(error);
+            }
+            let ours = self.pos();
+            if ours.txid >= txid {
+                break Ok(ours);
+            }
+            if self.moved_signal.wait_until(&mut guard, deadline).timed_out() {
+                break Err(Error::Timeout { db: self.name.clone(), ours, wanted: txid });
+            }
+        };
+        drop(guard);
+        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        reached
+    }
+
+    pub(crate) fn mismatch(&self, reason: String) -> Error {
+        Error::Mismatch { db: self.name.clone(), ours: self.pos(), reason }
+    }
+}

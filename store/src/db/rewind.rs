@@ -1,0 +1,193 @@
+//! Divergence: keeping what the cluster did not keep, and going back to a common position.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use litefs_ltx::{Pos, Txid};
+
+use super::cursor::{LogCursor, Relation};
+use super::published::Published;
+use super::{Content, Db};
+use crate::error::IoContext;
+use crate::{Error, Event, OpenMode, Result, Snapshot};
+
+/// Bytes written at once.
+const WRITE_LEN: usize = 1 << 20;
+
+impl Db {
+    /// Positions to which this database could rewind, newest first, ever further apart.
+    pub(crate) fn rewind_points(&self, max: usize) -> Vec<Pos> {
+        let content = self.content();
+        let published = content.published.read();
+        let floor = published.floor();
+        let mut points = Vec::new();
+        let (mut back, mut step) = (0, 1);
+        let records = &published.records;
+        while points.len() < max && back < records.len() {
+            let record = &records[records.len() - 1 - back];
+            if record.pos.txid < floor {
+                break;
+            }
+            points.push(record.pos);
+            back += step;
+            if points.len() % 8 == 0 {
+                step *= 2;
+            }
+        }
+        if floor == published.mark.pos.txid && !floor.is_zero() && points.len() < max {
+            points.push(published.mark.pos);
+        }
+        points
+    }
+
+    /// Writes this node's transactions after `common` under `diverged/`, durably: into a directory
+    /// that gets its name, which tells the range, when it is whole. Doing it again does nothing.
+    pub(crate) fn preserve_diverged(self: &Arc<Self>, common: Option<Pos>) -> Result<PathBuf> {
+        let snapshot = Snapshot::newest(self)?;
+        let to = snapshot.pos();
+        let cursor = match common {
+            Some(pos) if self.relation(pos)? == Relation::Behind => {
+                LogCursor::after(self, pos).ok()
+            }
+            _ => None,
+        };
+        let from = cursor.as_ref().map_or(Pos::ZERO, LogCursor::pos);
+        let storage = &self.shared.storage;
+        let parent = self.dir.join("diverged");
+        let kept = parent.join(format!("{}-{}-{}", from.txid.next(), to.txid, to.checksum));
+        if storage.list(&kept).is_ok() {
+            return Ok(kept);
+        }
+        let unfinished = parent.join("unfinished");
+        storage.create_dir_all(&unfinished).at("create", &unfinished)?;
+        match cursor {
+            Some(cursor) => self.preserve_records(cursor, &unfinished)?,
+            None => {
+                let path = unfinished.join(format!("{}-{}.ltx", Txid::new(1), to.txid));
+                self.preserve_file(&path, |out| snapshot.write_snapshot_record(out))?;
+            }
+        }
+        storage.sync_dir(&unfinished).at("sync", &unfinished)?;
+        storage.rename(&unfinished, &kept).at("rename", &unfinished)?;
+        storage.sync_dir(&parent).at("sync", &parent)?;
+        storage.sync_dir(&self.dir).at("sync", &self.dir)?;
+        tracing::warn!(db = %self.name, %from, %to, path = %kept.display(), "kept diverged transactions");
+        let (db, path) = (self.name.clone(), kept.clone());
+        self.shared.emit(&Event::Diverged { db, from, to, path });
+        Ok(kept)
+    }
+
+    /// The directories that [`Db::preserve_diverged`] has made.
+    pub(crate) fn diverged(&self) -> Result<Vec<PathBuf>> {
+        let parent = self.dir.join("diverged");
+        let names = match self.shared.storage.list(&parent) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            names => names.at("read", &parent)?,
+        };
+        let whole = names.into_iter().filter(|name| name != "unfinished");
+        Ok(whole.map(|name| parent.join(name)).collect())
+    }
+
+    fn preserve_records(&self, mut cursor: LogCursor, dir: &Path) -> Result<()> {
+        while let Some(record) = cursor.next()? {
+            let path = dir.join(format!("{}-{}.ltx", record.min_txid(), record.pos().txid));
+            self.preserve_file(&path, |out| {
+                std::io::copy(&mut record.reader(), out).map(|_| ()).at("copy a record to", &path)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn preserve_file(
+        &self,
+        path: &Path,
+        fill: impl FnOnce(&mut dyn Write) -> Result<()>,
+    ) -> Result<()> {
+        let file = self.shared.storage.open(path, OpenMode::CreateNew).at("create", path)?;
+        let mut out =
+            std::io::BufWriter::with_capacity(WRITE_LEN, FileWriter { file: &*file, at: 0 });
+        fill(&mut out)?;
+        out.flush().at("write", path)?;
+        file.sync_data().at("sync", path)
+    }
+
+    /// Drops the records after `to`.
+    pub(crate) fn rewind(self: &Arc<Self>, to: Pos) -> Result<()> {
+        self.check_well()?;
+        let _alone = self.folding.lock();
+        let _seized = self.seize();
+        let content = self.content();
+        let rewound = {
+            let published = content.published.read();
+            if published.newest.pos == to {
+                return Ok(());
+            }
+            if published.state_at(to.txid).map(|state| state.pos) != Some(to) {
+                return Err(Error::Gone { db: self.name.clone(), after: to });
+            }
+            rewound(&published, to.txid)
+        };
+        self.cut_log(&content, to.txid)?;
+        let newest = rewound.newest;
+        let timestamp_ms = rewound.timestamp_ms;
+        *self.content.write() = Arc::new(Content::new(&self.shared, &self.dir, rewound));
+        self.announce_move();
+        self.shared.emit(&Event::Position {
+            db: self.name.clone(),
+            pos: newest.pos,
+            page_size: newest.page_size.map_or(0, |size| size.get()),
+            commit: newest.pages,
+            timestamp_ms,
+        });
+        Ok(())
+    }
+
+    fn cut_log(&self, content: &Content, to: Txid) -> Result<()> {
+        let published = content.published.read();
+        let (segment, end) = match published.record_at(to) {
+            Some(record) => (record.segment.clone(), record.end),
+            None => {
+                let first = published.records.front().expect("BUG: a record follows the mark");
+                (first.segment.clone(), first.end - first.len)
+            }
+        };
+        drop(published);
+        let cut = self.log.lock().cut(&segment, end, to);
+        // In the middle, disk and memory may differ.
+        cut.inspect_err(|error| self.poison(error))
+    }
+}
+
+/// The published state as it was after `to`.
+fn rewound(published: &Published, to: Txid) -> Published {
+    let mut rewound = Published::of_base(published.mark, published.sums.clone());
+    for record in published.records.iter().filter(|record| record.pos.txid <= to) {
+        rewound.push(record.clone(), std::iter::empty());
+    }
+    for (&pgno, versions) in &published.versions {
+        let kept: Vec<_> = versions.iter().filter(|version| version.txid <= to).cloned().collect();
+        if !kept.is_empty() {
+            rewound.versions.insert(pgno, kept);
+        }
+    }
+    rewound
+}
+
+/// Writes to a file from its beginning.
+struct FileWriter<'a> {
+    file: &'a dyn crate::File,
+    at: u64,
+}
+
+impl Write for FileWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write_all_at(bytes, self.at)?;
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

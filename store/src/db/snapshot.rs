@@ -1,0 +1,331 @@
+//! Reading at a pinned position.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use litefs_ltx::{Checksum, Encoder, Header, PageSize, Pgno, Pos, Txid, page_checksum};
+
+use super::published::{Location, StateAt, Version};
+use super::{Content, Db};
+use crate::filecache::CachedFile;
+use crate::{Error, Result};
+
+/// A pinned position: one consistent state for as long as it lives. It blocks nobody; it only
+/// holds back the fold.
+#[derive(Debug)]
+pub struct Snapshot {
+    db: Arc<Db>,
+    content: Arc<Content>,
+    state: StateAt,
+}
+
+impl Snapshot {
+    /// Pins the newest position.
+    pub(crate) fn newest(db: &Arc<Db>) -> Result<Self> {
+        db.check_readable()?;
+        let content = db.content.read();
+        let published = content.published.read();
+        Ok(Self::pin(db, &content, published.newest))
+    }
+
+    /// Pins an older position.
+    pub(crate) fn at(db: &Arc<Db>, txid: Txid) -> Result<Self> {
+        db.check_readable()?;
+        let content = db.content.read();
+        let published = content.published.read();
+        let gone = || Error::Gone { db: db.name.clone(), after: Pos::new(txid, Checksum::NONE) };
+        let state = published.state_at(txid).ok_or_else(gone)?;
+        Ok(Self::pin(db, &content, state))
+    }
+
+    /// The caller holds the published state, so that no fold passes the position meanwhile.
+    fn pin(db: &Arc<Db>, content: &Arc<Content>, state: StateAt) -> Self {
+        *content.pins.lock().entry(state.pos.txid).or_insert(0) += 1;
+        Self { db: db.clone(), content: content.clone(), state }
+    }
+
+    /// The position that is pinned.
+    pub fn pos(&self) -> Pos {
+        self.state.pos
+    }
+
+    /// The page size; `None` before the first transaction.
+    pub fn page_size(&self) -> Option<PageSize> {
+        self.state.page_size
+    }
+
+    /// The size in pages.
+    pub fn page_count(&self) -> u32 {
+        self.state.pages
+    }
+
+    /// Names the line of content: another number after an import, a snapshot from a peer or a
+    /// rewind, which may bring other content without a higher transaction.
+    pub fn generation(&self) -> u64 {
+        self.content.id
+    }
+
+    /// Reads a whole page, verified; the lock page reads as zeros.
+    ///
+    /// # Errors
+    /// `Invalid` for a page that is not there or a wrong length; `Io`; `Corrupt` if the page does
+    /// not match its checksum: the database is then quarantined.
+    pub fn read_page(&self, pgno: Pgno, buf: &mut [u8]) -> Result<()> {
+        self.check_range(pgno, 0, buf.len())?;
+        self.db.read_page(&self.content, &self.state, pgno, buf)
+    }
+
+    /// Reads bytes of one page, verified; errors as [`Snapshot::read_page`].
+    pub fn read_within_page(&self, pgno: Pgno, offset: usize, buf: &mut [u8]) -> Result<()> {
+        self.check_range(pgno, offset, buf.len())?;
+        if Some(buf.len()) == self.state.page_size.map(PageSize::len) {
+            return self.db.read_page(&self.content, &self.state, pgno, buf);
+        }
+        self.db.read_part(&self.content, &self.state, pgno, offset, buf)
+    }
+
+    fn check_range(&self, pgno: Pgno, offset: usize, len: usize) -> Result<()> {
+        let page_size = self.state.page_size.map_or(0, PageSize::len);
+        if pgno.get() <= self.state.pages && offset + len <= page_size {
+            return Ok(());
+        }
+        let reason = format!(
+            "{len} bytes at {offset} of page {pgno}, of {} pages of {page_size} bytes",
+            self.state.pages
+        );
+        Err(Error::Invalid { db: self.db.name.clone(), reason })
+    }
+
+    /// Writes the database as a plain SQLite file.
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::read_page`], and `Io` if `out` cannot be written.
+    pub fn export(&self, out: &mut dyn Write) -> Result<()> {
+        let mut page = vec![0; self.state.page_size.map_or(0, PageSize::len)];
+        for pgno in (1..=self.state.pages).filter_map(Pgno::new) {
+            self.read_page(pgno, &mut page)?;
+            out.write_all(&page).map_err(|source| self.output_error(source))?;
+        }
+        Ok(())
+    }
+
+    /// Writes one raw LTX record that holds the whole content (minTXID 1).
+    ///
+    /// # Errors
+    /// `Invalid` before the first transaction; else as [`Snapshot::export`].
+    pub fn write_snapshot_record(&self, out: &mut dyn Write) -> Result<()> {
+        let pages = (1..=self.state.pages).filter_map(Pgno::new);
+        self.write_record(self.record_header(Pos::ZERO)?, pages, out)
+    }
+
+    /// Length in bytes of what [`Snapshot::write_snapshot_record`] writes.
+    pub fn snapshot_record_len(&self) -> u64 {
+        let Some(page_size) = self.state.page_size else { return 0 };
+        let skipped = u32::from(self.state.pages >= page_size.lock_page().get());
+        litefs_ltx::record_len(page_size, u64::from(self.state.pages - skipped))
+    }
+
+    /// The header of a record that leads from `after` to this position.
+    pub(crate) fn record_header(&self, after: Pos) -> Result<Header> {
+        let Some(page_size) = self.state.page_size else {
+            let reason = "a record of a database without any transaction".to_owned();
+            return Err(Error::Invalid { db: self.db.name.clone(), reason });
+        };
+        let record_time = {
+            let published = self.content.published.read();
+            let record = published.record_at(self.state.pos.txid);
+            record.map_or(published.timestamp_ms, |record| record.timestamp_ms)
+        };
+        Ok(Header {
+            compressed: false,
+            page_size,
+            commit: self.state.pages,
+            min_txid: after.txid.next(),
+            max_txid: self.state.pos.txid,
+            timestamp_ms: record_time,
+            pre_apply: after.checksum,
+            wal_offset: 0,
+            wal_size: 0,
+            wal_salt1: 0,
+            wal_salt2: 0,
+            node_id: 0,
+        })
+    }
+
+    /// Writes a record with these pages (the lock page is skipped) as they are here.
+    pub(crate) fn write_record(
+        &self,
+        header: Header,
+        pages: impl Iterator<Item = Pgno>,
+        out: &mut dyn Write,
+    ) -> Result<()> {
+        let lock_page = header.page_size.lock_page();
+        let mut page = vec![0; header.page_size.len()];
+        let mut encoder = Encoder::new(out, header).map_err(|e| self.encode_error(e))?;
+        for pgno in pages.filter(|&pgno| pgno != lock_page) {
+            self.read_page(pgno, &mut page)?;
+            encoder.encode_page(pgno, &page).map_err(|e| self.encode_error(e))?;
+        }
+        encoder.finish(self.state.pos.checksum).map_err(|e| self.encode_error(e))?;
+        Ok(())
+    }
+
+    fn encode_error(&self, error: litefs_ltx::Error) -> Error {
+        match error {
+            litefs_ltx::Error::Io(source) => self.output_error(source),
+            other => Error::Invalid { db: self.db.name.clone(), reason: other.to_string() },
+        }
+    }
+
+    fn output_error(&self, source: std::io::Error) -> Error {
+        let path = std::path::PathBuf::from(self.db.name.as_str());
+        Error::Io { op: "write out database", path, source }
+    }
+
+    pub(crate) fn db(&self) -> &Arc<Db> {
+        &self.db
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        let mut pins = self.content.pins.lock();
+        if let Some(count) = pins.get_mut(&self.state.pos.txid) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.state.pos.txid);
+            }
+        }
+        drop(pins);
+        if self.db.fold_blocked.swap(false, Ordering::AcqRel) {
+            self.db.unblock_fold();
+        }
+    }
+}
+
+impl Db {
+    /// Reads a page that `state` has; `buf` is one page long.
+    pub(crate) fn read_page(
+        self: &Db,
+        content: &Content,
+        state: &StateAt,
+        pgno: Pgno,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let Some(location) = self.find_page(content, state, pgno, buf)? else { return Ok(()) };
+        let sum = location.sum();
+        if let Some(page) = self.shared.cache.get(self.id, pgno, sum) {
+            buf.copy_from_slice(&page);
+            return Ok(());
+        }
+        self.read_from_disk(content, &location, pgno, buf)?;
+        self.shared.cache.insert(self.id, pgno, sum, (&*buf).into());
+        Ok(())
+    }
+
+    fn read_part(
+        &self,
+        content: &Content,
+        state: &StateAt,
+        pgno: Pgno,
+        offset: usize,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let Some(location) = self.find_page(content, state, pgno, buf)? else { return Ok(()) };
+        let sum = location.sum();
+        let page = match self.shared.cache.get(self.id, pgno, sum) {
+            Some(page) => page,
+            None => {
+                let mut page = vec![0; state.page_size.map_or(0, PageSize::len)];
+                self.read_from_disk(content, &location, pgno, &mut page)?;
+                let page: Arc<[u8]> = page.into();
+                self.shared.cache.insert(self.id, pgno, sum, page.clone());
+                page
+            }
+        };
+        buf.copy_from_slice(&page[offset..offset + buf.len()]);
+        Ok(())
+    }
+
+    /// Where the page is; `None` for the lock page, for which `buf` is zeroed.
+    fn find_page(
+        &self,
+        content: &Content,
+        state: &StateAt,
+        pgno: Pgno,
+        buf: &mut [u8],
+    ) -> Result<Option<Location>> {
+        self.check_readable()?;
+        if state.page_size.is_some_and(|size| size.lock_page() == pgno) {
+            buf.fill(0);
+            return Ok(None);
+        }
+        match content.published.read().locate(pgno, state.pos.txid) {
+            Some(location) => Ok(Some(location)),
+            None => Err(self.damaged(content, format!("page {pgno} has no checksum"))),
+        }
+    }
+
+    fn read_from_disk(
+        &self,
+        content: &Content,
+        location: &Location,
+        pgno: Pgno,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        match location {
+            Location::Log(version) => self.read_log_page(content, version, pgno, buf),
+            Location::Base(sum) => {
+                let offset = u64::from(pgno.get() - 1) * buf.len() as u64;
+                self.read_verified(content, &content.base, offset, pgno, *sum, buf)
+            }
+        }
+    }
+
+    /// Reads a version from its record in the log.
+    pub(crate) fn read_log_page(
+        &self,
+        content: &Content,
+        version: &Version,
+        pgno: Pgno,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let file = &version.segment.file;
+        self.read_verified(content, file, version.offset, pgno, version.sum, buf)
+    }
+
+    fn read_verified(
+        &self,
+        content: &Content,
+        file: &CachedFile,
+        offset: u64,
+        pgno: Pgno,
+        sum: Checksum,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let read = file.get().and_then(|file| file.read_exact_at(buf, offset));
+        match read {
+            Ok(()) if page_checksum(pgno, buf) == sum => Ok(()),
+            Err(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => {
+                Err(Error::Io { op: "read", path: file.path(), source: e })
+            }
+            _ => {
+                let path = file.path();
+                let reason = format!(
+                    "page {pgno}, at byte {offset} of {}, does not match its checksum",
+                    path.display()
+                );
+                Err(self.damaged(content, reason))
+            }
+        }
+    }
+
+    /// Quarantines the database, unless only readers of an older content are concerned.
+    fn damaged(&self, content: &Content, reason: String) -> Error {
+        if self.content.read().id == content.id {
+            self.quarantine(&reason);
+        }
+        Error::Quarantined { db: self.name.clone(), reason }
+    }
+}

@@ -1,0 +1,189 @@
+//! The one writer of a database.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use litefs_ltx::{PageSize, Pgno, Pos};
+
+use super::commit::{Appended, Draft};
+use super::overlay::{LOCAL_LIMIT, Overlay};
+use super::{Content, Db};
+use crate::{Durability, Error, Result, Snapshot};
+
+/// The one writer of a database, and its uncommitted pages. Dropping it rolls back.
+///
+/// A commit is [`prepare`](Self::prepare), [`sync`](Self::sync) if it is to be durable at once, and
+/// [`publish`](Self::publish); anything else is a rollback. The writer can then go on with the
+/// next transaction.
+#[derive(Debug)]
+pub struct Writer {
+    db: Arc<Db>,
+    content: Arc<Content>,
+    token: u64,
+    overlay: Option<Overlay>,
+    prepared: Option<(Appended, Durability)>,
+}
+
+impl Writer {
+    pub(crate) fn begin(db: &Arc<Db>, snapshot: &Snapshot) -> Result<Self> {
+        db.check_well()?;
+        db.shared.gate.check(&db.name)?;
+        let busy = || Error::Busy { db: db.name.clone() };
+        let token = db.token.try_acquire().ok_or_else(busy)?;
+        let content = db.content();
+        let newest = content.published.read().newest.pos;
+        if content.id != snapshot.generation() || newest != snapshot.pos() {
+            db.token.release(token);
+            return Err(Error::StaleSnapshot { db: db.name.clone() });
+        }
+        Ok(Self { db: db.clone(), content, token, overlay: None, prepared: None })
+    }
+
+    /// The page size: the database's, or for an empty one that of the first written page.
+    pub fn page_size(&self) -> Option<PageSize> {
+        match &self.overlay {
+            Some(overlay) => Some(overlay.page_size()),
+            None => self.settled_page_size(),
+        }
+    }
+
+    /// The page size that the database has; an empty one can still take any.
+    fn settled_page_size(&self) -> Option<PageSize> {
+        let newest = self.content.published.read().newest;
+        newest.page_size.filter(|_| newest.pages > 0)
+    }
+
+    /// Keeps a page for the commit. Beyond 64 MiB, pages go to an unnamed temporary file.
+    ///
+    /// # Errors
+    /// `Invalid` if `data` is not one page; `Full` or `Io` if the temporary file cannot be written.
+    pub fn write_page(&mut self, pgno: Pgno, data: &[u8]) -> Result<()> {
+        let page_size = u32::try_from(data.len()).ok().and_then(PageSize::new);
+        let fits = |size| self.page_size().is_none_or(|settled| settled == size);
+        let Some(page_size) = page_size.filter(|&size| fits(size)) else {
+            return Err(self.invalid(format!("{} bytes written as page {pgno}", data.len())));
+        };
+        if self.overlay.is_none() {
+            self.overlay = Some(Overlay::new(page_size, LOCAL_LIMIT));
+        }
+        let overlay = self.overlay.as_mut().expect("BUG: just made");
+        overlay.write(&self.db.shared, pgno, data)
+    }
+
+    /// Reads bytes of a page written in this transaction; false if it was not written.
+    ///
+    /// # Errors
+    /// `Invalid` if the range leaves the page; `Io` if the temporary file cannot be read.
+    pub fn read_within_page(&self, pgno: Pgno, offset: usize, buf: &mut [u8]) -> Result<bool> {
+        let Some(overlay) = &self.overlay else { return Ok(false) };
+        if offset + buf.len() > overlay.page_size().len() {
+            return Err(self.invalid(format!("{} bytes at {offset} of a page", buf.len())));
+        }
+        overlay.read(pgno, offset, buf)
+    }
+
+    /// The highest page written in this transaction.
+    pub fn max_written(&self) -> Option<Pgno> {
+        self.overlay.as_ref().and_then(Overlay::max)
+    }
+
+    /// True if nothing has been written since the beginning, the last commit or rollback.
+    pub fn is_clean(&self) -> bool {
+        self.overlay.as_ref().is_none_or(Overlay::is_empty) && self.prepared.is_none()
+    }
+
+    /// First step of a commit: appends the record of a database of `commit` pages to the log.
+    /// Pages whose content did not change are left out; if nothing changed there is no record.
+    /// With `elide_counters`, page 1 is left out too if only its bytes 24..28 and 92..100 differ.
+    /// If it was prepared before, that record is taken back first.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `Full`, `Io`: the log is as before, and the caller rolls back.
+    pub fn prepare(
+        &mut self,
+        commit: u32,
+        durability: Durability,
+        elide_counters: bool,
+    ) -> Result<()> {
+        self.take_back();
+        let durability = durability.max(self.db.shared.options.durability);
+        let Some(draft) = self.plan(commit, elide_counters)? else { return Ok(()) };
+        self.db.check_well()?;
+        self.db.shared.gate.check(&self.db.name)?;
+        if !self.db.token.begin_commit(self.token) {
+            let reason = "records of another primary arrived meanwhile".to_owned();
+            return Err(Error::ReadOnly { db: self.db.name.clone(), reason });
+        }
+        let overlay = self.overlay.as_ref().expect("BUG: a plan is made of an overlay");
+        let appended = self.db.append(draft, overlay);
+        let appended = appended.inspect_err(|_| self.db.token.end_commit(self.token))?;
+        self.prepared = Some((appended, durability));
+        Ok(())
+    }
+
+    /// Works out the record; `None` if nothing changed, as after SQLite has undone a transaction
+    /// by writing the old pages again, which works whether or not commits are allowed.
+    fn plan(&mut self, commit: u32, elide_counters: bool) -> Result<Option<Draft>> {
+        let page_size = match self.page_size() {
+            Some(page_size) => page_size,
+            None if commit == 0 => return Ok(None),
+            None => return Err(self.invalid(format!("commit of {commit} pages, none written"))),
+        };
+        let new = || Overlay::new(page_size, LOCAL_LIMIT);
+        let overlay = self.overlay.get_or_insert_with(new);
+        self.db.plan(&self.content, overlay, commit, elide_counters)
+    }
+
+    /// Second step of a commit: waits until the prepared record is on disk, if its durability, or
+    /// the store's, asks for that.
+    ///
+    /// # Errors
+    /// `Io`: the database is read-only from now on, and the caller rolls back. `ReadOnly` if the
+    /// right to commit ended meanwhile.
+    pub fn sync(&mut self) -> Result<()> {
+        if matches!(self.prepared, Some((_, Durability::Full))) {
+            self.db.syncs_commits.store(true, Ordering::Relaxed);
+            self.db.sync_log()?;
+            self.db.shared.gate.check(&self.db.name)?;
+        }
+        Ok(())
+    }
+
+    /// Last step of a commit: everyone sees the prepared record. Without one, nothing changed.
+    /// Cannot fail. Returns the newest position.
+    pub fn publish(&mut self) -> Pos {
+        let overlay = self.overlay.take();
+        match (self.prepared.take(), overlay) {
+            (Some((appended, durability)), Some(overlay)) => {
+                let pos = self.db.publish(&self.content, appended, overlay, durability);
+                self.db.token.end_commit(self.token);
+                pos
+            }
+            _ => self.db.pos(),
+        }
+    }
+
+    /// Forgets the written pages, and takes a prepared record off the log again.
+    pub fn rollback(&mut self) {
+        self.take_back();
+        self.overlay = None;
+    }
+
+    fn take_back(&mut self) {
+        if let Some((appended, _)) = self.prepared.take() {
+            self.db.take_back(&appended);
+            self.db.token.end_commit(self.token);
+        }
+    }
+
+    fn invalid(&self, reason: String) -> Error {
+        Error::Invalid { db: self.db.name.clone(), reason }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.rollback();
+        self.db.token.release(self.token);
+    }
+}

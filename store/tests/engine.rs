@@ -1,0 +1,458 @@
+//! The engine against a model: whatever is committed is read back, by whoever may read it, however
+//! it lies on disk.
+
+use std::io::Cursor;
+use std::path::Path;
+use std::time::Duration;
+
+use litefs_store::{
+    Checksum, Database, DbName, Durability, ErrorKind, Options, Pgno, Pos, Relation, Snapshot,
+    Store, Txid,
+};
+
+const PAGE: usize = 512;
+
+fn pgno(n: u32) -> Pgno {
+    Pgno::new(n).unwrap()
+}
+
+/// A page's content that tells which page and which writing it is.
+fn page(number: u32, version: u32, size: usize) -> Vec<u8> {
+    let word = (u64::from(number) << 32 | u64::from(version)).to_be_bytes();
+    word.iter().copied().cycle().take(size).collect()
+}
+
+fn manual() -> Options {
+    Options { background: false, ..Options::default() }
+}
+
+fn open(dir: &Path) -> (Store, Database) {
+    let store = Store::open_with(dir, manual()).unwrap();
+    let db = store.create(&DbName::new("db").unwrap()).unwrap();
+    (store, db)
+}
+
+fn commit(db: &Database, pages: &[(u32, u32)], size: u32) -> Pos {
+    commit_sized(db, pages, size, PAGE)
+}
+
+fn commit_sized(db: &Database, pages: &[(u32, u32)], size: u32, page_size: usize) -> Pos {
+    let snapshot = db.snapshot().unwrap();
+    let mut writer = db.begin_write(&snapshot).unwrap();
+    for &(number, version) in pages {
+        writer.write_page(pgno(number), &page(number, version, page_size)).unwrap();
+    }
+    writer.prepare(size, Durability::Full, false).unwrap();
+    writer.sync().unwrap();
+    writer.publish()
+}
+
+fn read(snapshot: &Snapshot, number: u32) -> Vec<u8> {
+    let mut buf = vec![0; snapshot.page_size().unwrap().len()];
+    snapshot.read_page(pgno(number), &mut buf).unwrap();
+    buf
+}
+
+fn export(db: &Database) -> Vec<u8> {
+    let mut out = Vec::new();
+    db.export(&mut out).unwrap();
+    out
+}
+
+/// What a power-less copy of the directory would open as.
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// The database checksum by its definition, from the bytes alone.
+fn checksum_of(bytes: &[u8], page_size: usize) -> Checksum {
+    let pages = bytes.chunks(page_size).zip(1..);
+    pages.fold(Checksum::EMPTY, |sum, (data, number)| {
+        sum.toggle(litefs_store::ltx::page_checksum(pgno(number), data))
+    })
+}
+
+#[test]
+fn a_reader_keeps_its_state_while_commits_and_folds_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    commit(&db, &[(1, 1), (2, 1)], 2);
+    let old = db.snapshot().unwrap();
+    commit(&db, &[(2, 2), (3, 2)], 3);
+    db.fold().unwrap();
+    commit(&db, &[(1, 3)], 1);
+    db.fold().unwrap();
+
+    assert_eq!(old.page_count(), 2);
+    assert_eq!(read(&old, 2), page(2, 1, PAGE));
+    let new = db.snapshot().unwrap();
+    assert_eq!(new.page_count(), 1);
+    assert_eq!(read(&new, 1), page(1, 3, PAGE));
+    drop((old, new));
+    db.fold().unwrap();
+    assert_eq!(db.stats().mark, Txid::new(3));
+    assert_eq!(export(&db), page(1, 3, PAGE));
+}
+
+#[test]
+fn only_one_writer_and_only_from_the_newest_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, db) = open(dir.path());
+    commit(&db, &[(1, 1)], 1);
+    let stale = db.snapshot().unwrap();
+    let writer = db.begin_write(&stale).unwrap();
+    let busy = db.begin_write(&stale).unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::Busy);
+    drop(writer);
+    commit(&db, &[(1, 2)], 1);
+    assert_eq!(db.begin_write(&stale).unwrap_err().kind(), ErrorKind::StaleSnapshot);
+
+    store.gate().close("this node is a replica of http://a:1");
+    let error = db.begin_write(&db.snapshot().unwrap()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ReadOnly);
+    assert!(error.to_string().contains("http://a:1"), "{error}");
+}
+
+#[test]
+fn a_rollback_leaves_no_record_whether_prepared_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    let before = commit(&db, &[(1, 1)], 1);
+    for prepared in [false, true] {
+        let snapshot = db.snapshot().unwrap();
+        let mut writer = db.begin_write(&snapshot).unwrap();
+        writer.write_page(pgno(1), &page(1, 9, PAGE)).unwrap();
+        if prepared {
+            writer.prepare(1, Durability::Full, false).unwrap();
+            writer.sync().unwrap();
+        }
+        drop(writer);
+        assert_eq!(db.pos(), before);
+    }
+    // Nor does one in which nothing changed, even where nothing may be written.
+    let snapshot = db.snapshot().unwrap();
+    let mut writer = db.begin_write(&snapshot).unwrap();
+    writer.write_page(pgno(1), &page(1, 1, PAGE)).unwrap();
+    writer.prepare(1, Durability::Full, false).unwrap();
+    assert_eq!(writer.publish(), before);
+    drop(writer);
+
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(dir.path(), copy.path());
+    let (_store, reopened) = open(copy.path());
+    assert_eq!(reopened.pos(), before);
+    assert_eq!(commit(&reopened, &[(1, 3)], 1).txid, before.txid.next());
+}
+
+#[test]
+fn a_change_of_the_counters_alone_is_no_transaction_if_asked_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    let before = commit(&db, &[(1, 1), (2, 1)], 2);
+    let mut changed = page(1, 1, PAGE);
+    changed[24..28].copy_from_slice(b"abcd");
+    changed[92..100].copy_from_slice(b"efghijkl");
+    for (elide, commits) in [(true, 0), (false, 1)] {
+        let snapshot = db.snapshot().unwrap();
+        let mut writer = db.begin_write(&snapshot).unwrap();
+        writer.write_page(pgno(1), &changed).unwrap();
+        writer.prepare(2, Durability::Off, elide).unwrap();
+        assert_eq!(writer.publish().txid.get(), before.txid.get() + commits);
+    }
+}
+
+#[test]
+fn a_dropped_database_can_come_back_with_another_page_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    commit(&db, &[(1, 1), (2, 1), (3, 1)], 3);
+    let old = db.snapshot().unwrap();
+    let dropped = db.drop_database().unwrap();
+    assert_eq!(dropped, Pos::new(Txid::new(2), Checksum::EMPTY));
+    assert_eq!((db.page_count(), export(&db)), (0, vec![]));
+    assert_eq!(db.drop_database().unwrap_err().kind(), ErrorKind::NotFound);
+
+    let pos = commit_sized(&db, &[(1, 7), (2, 7)], 2, 4096);
+    let content = [page(1, 7, 4096), page(2, 7, 4096)].concat();
+    assert_eq!(export(&db), content);
+    assert_eq!(pos, Pos::new(Txid::new(3), checksum_of(&content, 4096)));
+    assert_eq!(read(&old, 3), page(3, 1, PAGE));
+    drop(old);
+    db.fold().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(dir.path(), copy.path());
+    assert_eq!(export(&open(copy.path()).1), content);
+}
+
+#[test]
+fn a_page_that_rotted_on_disk_is_never_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, db) = open(dir.path());
+    commit(&db, &[(1, 1), (2, 1)], 2);
+    db.fold().unwrap();
+    let base = dir.path().join("dbs/db/base");
+    store.close().unwrap();
+    let mut bytes = std::fs::read(&base).unwrap();
+    bytes[PAGE + 100] ^= 1;
+    std::fs::write(&base, bytes).unwrap();
+
+    let (store, db) = open(dir.path());
+    let snapshot = db.snapshot().unwrap();
+    assert_eq!(read(&snapshot, 1), page(1, 1, PAGE));
+    let mut buf = vec![0; PAGE];
+    let error = snapshot.read_page(pgno(2), &mut buf).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("page 2"), "{error}");
+    assert!(db.snapshot().is_err() && db.quarantined().is_some());
+
+    let other = store.create(&DbName::new("other").unwrap()).unwrap();
+    commit(&other, &[(1, 1)], 1);
+
+    // A snapshot from a peer repairs it.
+    let peer_dir = tempfile::tempdir().unwrap();
+    let (_peer_store, peer) = open(peer_dir.path());
+    let pos = commit(&peer, &[(1, 5)], 1);
+    let mut record = Vec::new();
+    peer.snapshot().unwrap().write_snapshot_record(&mut record).unwrap();
+    drop(snapshot);
+    assert_eq!(db.install_snapshot(&mut Cursor::new(&record)).unwrap(), pos);
+    assert_eq!(export(&db), page(1, 5, PAGE));
+}
+
+fn ship(from: &Database, to: &Database) {
+    let mut cursor = from.log_cursor(to.pos()).unwrap();
+    while let Some(record) = cursor.next().unwrap() {
+        let pos = to.apply(&mut record.reader(), Durability::Normal).unwrap();
+        assert_eq!(pos, record.pos());
+    }
+    assert_eq!(cursor.backlog(), 0);
+}
+
+#[test]
+fn a_replica_follows_by_records_by_a_compacted_record_and_by_a_snapshot() {
+    let dirs = [(); 4].map(|()| tempfile::tempdir().unwrap());
+    let (_s0, primary) = open(dirs[0].path());
+    let (_s1, follower) = open(dirs[1].path());
+    let (_s2, late) = open(dirs[2].path());
+    let (_s3, empty) = open(dirs[3].path());
+    commit(&primary, &[(1, 1), (2, 1), (3, 1)], 3);
+    ship(&primary, &late);
+    commit(&primary, &[(3, 2), (4, 2)], 4);
+    commit(&primary, &[(1, 3)], 2);
+    primary.fold().unwrap();
+    commit(&primary, &[(2, 4), (3, 4)], 3);
+    ship(&primary, &follower);
+
+    let compacted = primary.compacted(primary.snapshot().unwrap(), late.pos()).unwrap();
+    assert_eq!(compacted.pages(), 3);
+    let mut record = Vec::new();
+    compacted.write_to(&mut record).unwrap();
+    assert_eq!(record.len() as u64, compacted.len());
+    late.apply(&mut Cursor::new(&record), Durability::Normal).unwrap();
+
+    let snapshot = primary.snapshot().unwrap();
+    let mut record = Vec::new();
+    snapshot.write_snapshot_record(&mut record).unwrap();
+    assert_eq!(record.len() as u64, snapshot.snapshot_record_len());
+    empty.install_snapshot(&mut Cursor::new(&record)).unwrap();
+
+    for replica in [&follower, &late, &empty] {
+        assert_eq!(replica.pos(), primary.pos());
+        assert_eq!(export(replica), export(&primary));
+    }
+    commit(&primary, &[(2, 5)], 3);
+    for replica in [&follower, &late, &empty] {
+        ship(&primary, replica);
+        assert_eq!(export(replica), export(&primary));
+    }
+}
+
+#[test]
+fn a_record_that_lies_changes_nothing() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (_s0, primary) = open(dirs[0].path());
+    let (_s1, replica) = open(dirs[1].path());
+    commit(&primary, &[(1, 1), (2, 1)], 2);
+    ship(&primary, &replica);
+    let before = replica.pos();
+    commit(&primary, &[(1, 2)], 2);
+    let record = primary.log_cursor(before).unwrap().next().unwrap().unwrap();
+    let mut bytes = vec![0; record.len() as usize];
+    record.read_at(0, &mut bytes).unwrap();
+
+    for at in [4, 30, 42, 104, 300, bytes.len() - 10, bytes.len() - 1] {
+        let mut bad = bytes.clone();
+        bad[at] ^= 1;
+        let error = replica.apply(&mut Cursor::new(&bad), Durability::Full).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Mismatch, "byte {at}: {error}");
+        assert_eq!(replica.pos(), before);
+    }
+    // Sound in itself, but not what the pages lead to.
+    let header = litefs_store::ltx::Header::decode(bytes[..100].try_into().unwrap()).unwrap();
+    let mut encoder = litefs_store::ltx::Encoder::new(Vec::new(), header).unwrap();
+    encoder.encode_page(pgno(1), &page(1, 99, PAGE)).unwrap();
+    let (lie, _) = encoder.finish(primary.pos().checksum).unwrap();
+    let error = replica.apply(&mut Cursor::new(&lie), Durability::Full).unwrap_err();
+    assert!(error.to_string().contains("leads to checksum"), "{error}");
+    assert_eq!(export(&replica), [page(1, 1, PAGE), page(2, 1, PAGE)].concat());
+    ship(&primary, &replica);
+    assert_eq!(replica.pos(), primary.pos());
+}
+
+#[test]
+fn diverged_transactions_are_kept_and_then_rewound() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (_s0, winner) = open(dirs[0].path());
+    let (_s1, loser) = open(dirs[1].path());
+    commit(&winner, &[(1, 1), (2, 1)], 2);
+    ship(&winner, &loser);
+    let common = winner.pos();
+    commit(&winner, &[(2, 2)], 2);
+    commit(&loser, &[(2, 30)], 2);
+    commit(&loser, &[(1, 31), (3, 31)], 3);
+    let lost = loser.pos();
+    let reader = loser.snapshot().unwrap();
+
+    assert_eq!(winner.relation(lost).unwrap(), Relation::Diverged);
+    let points = loser.rewind_points(64);
+    assert_eq!(points[0], lost);
+    let found =
+        points.into_iter().find(|&point| winner.relation(point).unwrap() == Relation::Behind);
+    assert_eq!(found, Some(common));
+    let kept = loser.preserve_diverged(Some(common)).unwrap();
+    assert_eq!(loser.preserve_diverged(Some(common)).unwrap(), kept);
+    let names: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(names.len(), 2);
+    for name in names {
+        litefs_store::ltx::verify(std::fs::File::open(name).unwrap()).unwrap();
+    }
+    loser.rewind(common).unwrap();
+    assert_eq!(loser.pos(), common);
+    assert_eq!(export(&loser), [page(1, 1, PAGE), page(2, 1, PAGE)].concat());
+    ship(&winner, &loser);
+    assert_eq!(export(&loser), export(&winner));
+    assert_eq!(read(&reader, 3), page(3, 31, PAGE), "a reader keeps what it saw");
+    assert_ne!(reader.generation(), loser.snapshot().unwrap().generation());
+
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(dirs[1].path(), copy.path());
+    let (_s, reopened) = open(copy.path());
+    assert_eq!(reopened.pos(), winner.pos());
+    loser.fold().unwrap();
+    assert_eq!(loser.rewind(common).unwrap_err().kind(), ErrorKind::Gone);
+}
+
+#[test]
+fn the_log_is_bounded_by_size_and_its_readers_learn_what_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { log_size: Some(200_000), ..manual() };
+    let store = Store::open_with(dir.path(), options).unwrap();
+    let db = store.create(&DbName::new("db").unwrap()).unwrap();
+    let first = commit(&db, &[(1, 1), (2, 1)], 2);
+    let mut cursor = db.log_cursor(first).unwrap();
+    for version in 2..2000 {
+        commit(&db, &[(1, version)], 2);
+        if version % 100 == 0 {
+            db.fold().unwrap();
+        }
+    }
+    assert!(db.stats().log_bytes < 3_000_000, "{:?}", db.stats());
+    let error = loop {
+        match cursor.next() {
+            Ok(record) => assert!(record.is_some()),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Gone);
+    assert_eq!(db.relation(first).unwrap(), Relation::TooOld);
+    assert!(db.log_start().unwrap().txid > first.txid);
+}
+
+#[test]
+fn importing_checks_the_file_and_continues_the_position() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(&dir.path().join("data"));
+    let source = dir.path().join("plain.db");
+    let plain = rusqlite::Connection::open(&source).unwrap();
+    plain.execute_batch("CREATE TABLE t(x); INSERT INTO t VALUES (1), (2)").unwrap();
+    drop(plain);
+    let bytes = std::fs::read(&source).unwrap();
+
+    for (bad, says) in [
+        (&bytes[..50], "begin like"),
+        (&bytes[..5000], "multiple of its page size"),
+        (&bytes[..4096], "states 2 pages"),
+        (&b"garbage garbage garbage garbage garbage garbage garbage garbage garbage garbage garbage garbage garbage"[..], "begin like"),
+    ] {
+        let error = db.import(&mut Cursor::new(bad)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains(says), "{error}");
+        assert!(db.pos().is_zero());
+    }
+    let pos = db.import(&mut Cursor::new(&bytes)).unwrap();
+    assert_eq!(pos, Pos::new(Txid::new(1), checksum_of(&bytes, 4096)));
+    assert_eq!(export(&db), bytes);
+    let base = dir.path().join("data/dbs/db/base");
+    assert_eq!(std::fs::read(base).unwrap(), bytes);
+
+    // Again, over an older reader: the schema cookie moves on, nothing else does.
+    let reader = db.snapshot().unwrap();
+    let again = db.import(&mut Cursor::new(&bytes)).unwrap();
+    assert_eq!(again.txid, Txid::new(2));
+    let mut expected = bytes.clone();
+    expected[43] += 1;
+    assert_eq!(export(&db), expected);
+    assert_eq!(read(&reader, 1), bytes[..4096]);
+}
+
+#[test]
+fn one_process_owns_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _db) = open(dir.path());
+    let error = Store::open(dir.path()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+    store.close().unwrap();
+    Store::open(dir.path()).unwrap();
+}
+
+#[test]
+fn waiting_for_a_position_ends_when_it_is_reached_or_time_is_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    let error = db.wait_for(Txid::new(1), Duration::from_millis(10)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    let waiter = std::thread::spawn({
+        let db = db.clone();
+        move || db.wait_for(Txid::new(2), Duration::from_secs(60))
+    });
+    commit(&db, &[(1, 1)], 1);
+    let pos = commit(&db, &[(1, 2)], 1);
+    assert_eq!(waiter.join().unwrap().unwrap(), pos);
+}
+
+#[test]
+fn a_transaction_larger_than_the_memory_for_it_commits_and_reads_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    let size = 65536;
+    let pages: Vec<(u32, u32)> = (1..=1100).map(|number| (number, 1)).collect();
+    commit_sized(&db, &pages, 1100, size);
+    let snapshot = db.snapshot().unwrap();
+    for number in [1, 500, 1023, 1024, 1025, 1100] {
+        assert_eq!(read(&snapshot, number), page(number, 1, size));
+    }
+    drop(snapshot);
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(dir.path(), copy.path());
+    let (_s, reopened) = open(copy.path());
+    assert_eq!(reopened.pos(), db.pos());
+}
