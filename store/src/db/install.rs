@@ -36,7 +36,7 @@ pub(crate) struct Installation<'a> {
 impl<'a> Installation<'a> {
     /// Step 1 begins. The caller holds `db.installing`.
     pub(crate) fn begin(db: &'a Arc<Db>, page_size: PageSize) -> Result<Self> {
-        db.ensure_created()?;
+        db.settle()?;
         let path = db.dir.join(RENAMES[0].0);
         let file = db.shared.storage.open(&path, OpenMode::CreateNew).at("create", &path)?;
         let buffer = Vec::with_capacity(WRITE_LEN);

@@ -57,7 +57,10 @@ pub(crate) struct Recovered {
 pub(crate) fn recover(shared: &Arc<Shared>, dir: &Path) -> Result<Recovered, Failure> {
     let storage = shared.storage.as_ref();
     let mark = match Mark::read(storage, dir)? {
-        Some(mark) if mark.installing => install::finish(storage, dir, mark)?,
+        Some(mut mark) if mark.installing => {
+            mark.replace(storage, dir)?;
+            install::finish(storage, dir, mark)?
+        }
         Some(mark) => mark,
         None => unmarked(shared, dir)?,
     };

@@ -128,6 +128,7 @@ impl Db {
         self.check_well()?;
         let _alone = self.folding.lock();
         let _seized = self.seize();
+        self.settle()?;
         let content = self.content();
         let rewound = {
             let published = content.published.read();
