@@ -254,17 +254,10 @@ impl Db {
     /// Syncs the log without holding it meanwhile; a failure poisons the database.
     pub(crate) fn sync_log(&self) -> Result<()> {
         self.check_well()?;
-        let Some((segment, last)) = self.log.lock().unsynced() else { return Ok(()) };
-        match log::sync_segment(&segment) {
-            Ok(()) => {
-                self.log.lock().note_synced(last);
-                Ok(())
-            }
-            Err(error) => {
-                self.poison(&error);
-                Err(error)
-            }
-        }
+        let Some(unsynced) = self.log.lock().unsynced()? else { return Ok(()) };
+        unsynced.sync().inspect_err(|error| self.poison(error))?;
+        self.log.lock().note_synced(&unsynced);
+        Ok(())
     }
 
     /// Wakes whoever waits for the position to change.
