@@ -284,10 +284,11 @@ impl MainFile {
         // The writer is still ours, so nobody can have committed since; but a peer's record may
         // have been applied. Then the view is lost until the lock is given back.
         self.snapshot = self.db.snapshot().ok().filter(|snapshot| snapshot.pos() == pos);
+        let spoilt = change.spoils_cache();
         if let Some(snapshot) = &self.snapshot {
             change.published(snapshot);
         }
-        self.cache.at = self.pinned();
+        self.cache.at = self.pinned().filter(|_| !spoilt);
     }
 }
 
