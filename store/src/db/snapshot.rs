@@ -19,6 +19,7 @@ pub struct Snapshot {
     db: Arc<Db>,
     content: Arc<Content>,
     state: StateAt,
+    replaced: Txid,
 }
 
 impl Snapshot {
@@ -27,7 +28,7 @@ impl Snapshot {
         db.check_readable()?;
         let content = db.content.read();
         let published = content.published.read();
-        Ok(Self::pin(db, &content, published.newest))
+        Ok(Self::pin(db, &content, published.newest, published.replaced))
     }
 
     /// Pins an older position.
@@ -37,13 +38,13 @@ impl Snapshot {
         let published = content.published.read();
         let gone = || Error::Gone { db: db.name.clone(), after: Pos::new(txid, Checksum::NONE) };
         let state = published.state_at(txid).ok_or_else(gone)?;
-        Ok(Self::pin(db, &content, state))
+        Ok(Self::pin(db, &content, state, published.replaced))
     }
 
     /// The caller holds the published state, so that no fold passes the position meanwhile.
-    fn pin(db: &Arc<Db>, content: &Arc<Content>, state: StateAt) -> Self {
+    fn pin(db: &Arc<Db>, content: &Arc<Content>, state: StateAt, replaced: Txid) -> Self {
         *content.pins.lock().entry(state.pos.txid).or_insert(0) += 1;
-        Self { db: db.clone(), content: content.clone(), state }
+        Self { db: db.clone(), content: content.clone(), state, replaced }
     }
 
     /// The position that is pinned.
@@ -65,6 +66,14 @@ impl Snapshot {
     /// rewind, which may bring other content without a higher transaction.
     pub fn generation(&self) -> u64 {
         self.content.id
+    }
+
+    /// Names what the schema cookie (bytes 40..44 of page 1) counts: as long as this is the same,
+    /// an equal cookie means an equal schema. Another value after a change of
+    /// [`generation`](Self::generation), and after a transaction that removed all content (or may
+    /// have: a compacted one).
+    pub fn lineage(&self) -> (u64, Txid) {
+        (self.content.id, self.replaced)
     }
 
     /// Reads a whole page, verified; the lock page reads as zeros.
