@@ -18,22 +18,13 @@ pub(crate) struct Change {
     touched: bool,
     /// The size in pages for which a record was prepared.
     prepared: Option<u32>,
-    /// SQLite wrote a page 1 in WAL mode (a copy of another database's) and has it in its cache.
-    wal_in_cache: bool,
 }
 
 impl Change {
     /// Takes the database's writer; `snapshot` must be the newest.
     pub(crate) fn begin(db: &Database, snapshot: &Snapshot) -> litefs_store::Result<Self> {
         let writer = db.begin_write(snapshot)?;
-        let mut change = Self {
-            writer,
-            page_size: None,
-            pages: 0,
-            touched: false,
-            prepared: None,
-            wal_in_cache: false,
-        };
+        let mut change = Self { writer, page_size: None, pages: 0, touched: false, prepared: None };
         change.rebase(snapshot);
         Ok(change)
     }
@@ -44,12 +35,6 @@ impl Change {
         self.page_size = snapshot.page_size().filter(|_| self.pages > 0);
         self.touched = false;
         self.prepared = None;
-        self.wal_in_cache = false;
-    }
-
-    /// True if SQLite's cache must not be used after the commit.
-    pub(crate) fn spoils_cache(&self) -> bool {
-        self.wal_in_cache
     }
 
     pub(crate) fn touched(&self) -> bool {
@@ -89,12 +74,6 @@ impl Change {
         self.page_size = Some(page_size);
         self.touched = true;
         self.pages = self.pages.max(pgno.get());
-        if pgno == Pgno::FIRST && header::says_wal(data) {
-            self.wal_in_cache = true;
-            let mut page = data.to_vec();
-            header::hide_wal(&mut page, 0);
-            return Ok(self.writer.write_page(pgno, &page)?);
-        }
         Ok(self.writer.write_page(pgno, data)?)
     }
 

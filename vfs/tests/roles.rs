@@ -147,3 +147,55 @@ fn a_cached_connection_notices_content_replaced_under_the_same_transaction_numbe
     replicate(&primary, &replica, "app.db");
     assert_eq!(text(&conn, "SELECT x FROM t"), "kept");
 }
+
+/// Schemas that differ though they were made by the same number of statements.
+const SCHEMA_A: &str = "CREATE TABLE a (x); CREATE TABLE t (x, y); INSERT INTO t VALUES (1, 2)";
+const SCHEMA_B: &str = "CREATE TABLE b (x); CREATE TABLE t (y, x); INSERT INTO t VALUES (1, 2)";
+
+#[test]
+fn a_connection_notices_another_schema_with_the_same_cookie_after_a_rewind() {
+    let (primary, replica) = pair();
+    run(&primary.open("app.db"), "CREATE TABLE common (x)");
+    replicate(&primary, &replica, "app.db");
+    let common = replica.db("app.db").pos();
+    replica.store.gate().open();
+    let conn = replica.open("app.db");
+    run(&conn, SCHEMA_A);
+    assert_eq!(number(&conn, "SELECT x FROM t"), 1);
+    let cookie = number(&conn, "PRAGMA schema_version");
+    run(&primary.open("app.db"), SCHEMA_B);
+    assert_eq!(number(&primary.open("app.db"), "PRAGMA schema_version"), cookie);
+
+    replica.store.gate().close("this node is a replica again");
+    replica.db("app.db").rewind(common).unwrap();
+    replicate(&primary, &replica, "app.db");
+    assert_eq!(number(&conn, "SELECT x FROM t"), 2);
+    assert_eq!(number(&conn, "SELECT count(*) FROM b"), 0);
+    assert!(conn.prepare("SELECT * FROM a").is_err());
+
+    // The connection's own changes keep the real cookie for everyone else.
+    replica.store.gate().open();
+    let other = replica.open("app.db");
+    assert_eq!(number(&other, "PRAGMA schema_version"), cookie);
+    run(&conn, "PRAGMA cache_size = 2; BEGIN; CREATE TABLE c (x); ROLLBACK");
+    run(&conn, "INSERT INTO t VALUES (3, 4); CREATE TABLE c (x)");
+    assert_eq!(number(&other, "PRAGMA schema_version"), cookie + 1);
+    assert_eq!(number(&other, "SELECT count(*) FROM c"), 0);
+    check_integrity(&conn);
+    let expected = dump(&other);
+    drop((conn, other));
+    replica.close_and_check("app.db", &expected);
+}
+
+#[test]
+fn a_connection_notices_another_schema_with_the_same_cookie_in_a_database_made_anew() {
+    let home = Home::new();
+    let conn = home.open("app.db");
+    run(&conn, SCHEMA_A);
+    assert_eq!(number(&conn, "SELECT x FROM t"), 1);
+    home.db("app.db").drop_database().unwrap();
+    run(&home.open("app.db"), SCHEMA_B);
+    assert_eq!(number(&conn, "SELECT x FROM t"), 2);
+    assert!(conn.prepare("SELECT * FROM a").is_err());
+    check_integrity(&conn);
+}
