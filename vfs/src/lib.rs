@@ -43,6 +43,8 @@ mod pragma;
 #[cfg(feature = "rusqlite")]
 mod registry;
 mod shim;
+#[cfg(feature = "testfixture")]
+mod testfixture;
 mod vfs;
 mod wait;
 
@@ -52,11 +54,16 @@ pub use extension::sqlite3_litefsvfs_init;
 pub use linked::{Error, open, register, unregister};
 #[cfg(feature = "rusqlite")]
 pub use rusqlite;
+#[cfg(feature = "testfixture")]
+pub use testfixture::litefs_vfs_extra_init;
 
-#[cfg(all(feature = "rusqlite", feature = "extension"))]
+#[cfg(any(
+    all(feature = "rusqlite", feature = "extension"),
+    all(feature = "rusqlite", feature = "testfixture"),
+    all(feature = "extension", feature = "testfixture"),
+    not(any(feature = "rusqlite", feature = "extension", feature = "testfixture")),
+))]
 compile_error!(
-    "features `rusqlite` and `extension` exclude each other: an extension uses its host's SQLite \
-     (build it with --no-default-features --features extension)"
+    "choose one feature: `rusqlite` for Rust programs; `extension` or `testfixture`, which use the \
+     SQLite of the program that loads them, with --no-default-features"
 );
-#[cfg(not(any(feature = "rusqlite", feature = "extension")))]
-compile_error!("one of the features `rusqlite` and `extension` is needed");
