@@ -9,9 +9,10 @@
 //! refused is in the code that resets a WAL, and no database of a store has one.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 use litefs_store::{Database, DbName, Store};
 use parking_lot::Mutex;
@@ -67,7 +68,7 @@ fn load(api: &'static Api) -> Result<(), String> {
     let refused = |refused: Refused| {
         format!("SQLite did not register the VFS {PLAIN_NAME} (code {})", refused.0)
     };
-    let vfs = install::make(api, PLAIN_NAME, Box::new(Directories::new())).map_err(refused)?;
+    let vfs = install::make(api, PLAIN_NAME, Box::new(Directories)).map_err(refused)?;
     vfs.offer(api, false).map_err(refused)?;
     *loaded = true;
     Ok(())
@@ -107,9 +108,7 @@ impl Routines {
 }
 
 /// The stores that connections of this process use, by data directory.
-struct Directories {
-    open: &'static Mutex<HashMap<PathBuf, Shared>>,
-}
+static OPEN: LazyLock<Mutex<HashMap<PathBuf, Shared>>> = LazyLock::new(Mutex::default);
 
 /// A store and the number of files open in it.
 struct Shared {
@@ -117,49 +116,45 @@ struct Shared {
     files: usize,
 }
 
-/// Counts as one open file.
-struct Share {
-    open: &'static Mutex<HashMap<PathBuf, Shared>>,
-    dir: PathBuf,
-}
+/// Counts as one open file of the store in this directory.
+struct Share(PathBuf);
 
-impl Directories {
-    fn new() -> Self {
-        Self { open: Box::leak(Box::default()) }
-    }
-
-    fn share(&self, dir: &Path) -> Result<(Store, Share), Failure> {
-        std::fs::create_dir_all(dir).and_then(|()| dir.canonicalize()).map_or_else(
-            |e| Err(Failure::new(SQLITE_CANTOPEN, format!("data directory {dir:?}: {e}"))),
-            |dir| {
-                let mut open = self.open.lock();
-                if !open.contains_key(&dir) {
-                    let store = Store::open(&dir)
-                        .map_err(|e| Failure::new(SQLITE_CANTOPEN, e.to_string()))?;
-                    open.insert(dir.clone(), Shared { store, files: 0 });
-                }
-                let shared = open.get_mut(&dir).expect("BUG: just inserted");
-                shared.files += 1;
-                Ok((shared.store.clone(), Share { open: self.open, dir }))
-            },
-        )
-    }
+/// Opens the store, or shares it if it is open.
+fn share(dir: &Path, create: bool) -> Result<(Store, Share), Failure> {
+    let cannot_open = |text| Failure::new(SQLITE_CANTOPEN, text);
+    let made = if create { std::fs::create_dir_all(dir) } else { Ok(()) };
+    let dir = made
+        .and_then(|()| dir.canonicalize())
+        .map_err(|e| cannot_open(format!("data directory {}: {e}", dir.display())))?;
+    let mut open = OPEN.lock();
+    let shared = match open.entry(dir.clone()) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => {
+            let store = Store::open(&dir).map_err(|e| cannot_open(e.to_string()))?;
+            entry.insert(Shared { store, files: 0 })
+        }
+    };
+    shared.files += 1;
+    Ok((shared.store.clone(), Share(dir)))
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut open = self.open.lock();
-        let Some(shared) = open.get_mut(&self.dir) else { return };
+        let mut open = OPEN.lock();
+        let Some(shared) = open.get_mut(&self.0) else { return };
         shared.files -= 1;
         if shared.files == 0
-            && let Some(last) = open.remove(&self.dir)
+            && let Some(last) = open.remove(&self.0)
             && let Err(e) = last.store.close()
         {
             // The log has everything; the next one to open the store folds it.
-            tracing::warn!("closing {:?}: {e}", self.dir);
+            tracing::warn!("closing {}: {e}", self.0.display());
         }
     }
 }
+
+/// All data directories.
+struct Directories;
 
 impl Home for Directories {
     fn open(
@@ -177,13 +172,13 @@ impl Home for Directories {
                 ),
             )
         })?;
-        let (store, share) = self.share(&dir)?;
+        let (store, share) = share(&dir, create)?;
         let db = if create { Some(store.create(name)?) } else { store.database(name) };
         Ok(db.map(|db| Found { db, keep: Box::new(share) }))
     }
 
     fn peek(&self, name: &DbName) -> Option<Database> {
-        self.open.lock().values().find_map(|shared| shared.store.database(name))
+        OPEN.lock().values().find_map(|shared| shared.store.database(name))
     }
 }
 

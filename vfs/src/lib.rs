@@ -25,8 +25,6 @@
 //! With feature `rusqlite` (the default) for Rust programs. With `--no-default-features --features
 //! extension` and crate type `cdylib` as a loadable extension for any program that uses SQLite.
 
-#![warn(clippy::undocumented_unsafe_blocks)]
-
 mod change;
 mod errors;
 #[cfg(feature = "extension")]

@@ -557,3 +557,14 @@ unsafe fn bytes_mut<'a>(buf: *mut c_void, len: c_int) -> &'a mut [u8] {
     // SAFETY: the caller's promise. The bytes may be uninitialized; they are only written.
     unsafe { std::slice::from_raw_parts_mut(buf.cast(), len) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_error_code() {
+        assert_eq!(guard(SQLITE_IOERR, || panic!("the test panics here")), SQLITE_IOERR);
+        assert_eq!(guard(SQLITE_IOERR, || SQLITE_OK), SQLITE_OK);
+    }
+}
