@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use crate::errors::Failure;
 use crate::ffi::{Api, SQLITE_CANTOPEN, sqlite3, sqlite3_vfs};
 use crate::home::{Found, Home};
-use crate::install::{self, PLAIN_NAME, Refused};
+use crate::install::{self, PLAIN_NAME, Refused, Registered};
 
 /// The oldest host that was tested: Debian 12's.
 const OLDEST_SQLITE: i32 = 3_040_000;
@@ -28,7 +28,7 @@ const SQLITE_ERROR: c_int = 1;
 /// Keeps the library loaded when the connection that loaded it is closed.
 const SQLITE_OK_LOAD_PERMANENTLY: c_int = 256;
 
-/// SQLite's entry point, found by the library's file name.
+/// SQLite's entry point, found by the library's file name: registers the VFS `litefs`.
 ///
 /// # Safety
 /// Only SQLite may call it, as its interface for extensions says.
@@ -38,15 +38,36 @@ pub unsafe extern "C" fn sqlite3_litefsvfs_init(
     message: *mut *mut c_char,
     routines: *const c_void,
 ) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { init(message, routines, false) }
+}
+
+/// The entry point for hosts that open no URIs (`better-sqlite3`): also makes `litefs` the VFS of
+/// connections that name none, so that the name `app.db` is enough.
+///
+/// # Safety
+/// As [`sqlite3_litefsvfs_init`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn litefs_default_init(
+    _connection: *mut c_void,
+    message: *mut *mut c_char,
+    routines: *const c_void,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { init(message, routines, true) }
+}
+
+/// # Safety
+/// `message` is null or a place for a text, `routines` is SQLite's table of functions.
+unsafe fn init(message: *mut *mut c_char, routines: *const c_void, default: bool) -> c_int {
     static API: OnceLock<Api> = OnceLock::new();
-    // SAFETY: the caller is SQLite, which gives its table of functions; it has had all of those
-    // used here since 3.8.7.
+    // SAFETY: the caller's promise; SQLite has had all functions that are used since 3.8.7.
     let api = API.get_or_init(|| unsafe { &*routines.cast::<Routines>() }.api());
-    match std::panic::catch_unwind(|| load(api)) {
+    match std::panic::catch_unwind(|| load(api, default)) {
         Ok(Ok(())) => SQLITE_OK_LOAD_PERMANENTLY,
         Ok(Err(text)) => {
             if !message.is_null() {
-                // SAFETY: SQLite gave a place for a text, and frees it.
+                // SAFETY: the caller's promise; SQLite frees the text.
                 unsafe { *message = api.string(&text) };
             }
             SQLITE_ERROR
@@ -55,23 +76,20 @@ pub unsafe extern "C" fn sqlite3_litefsvfs_init(
     }
 }
 
-fn load(api: &'static Api) -> Result<(), String> {
-    static LOADED: Mutex<bool> = Mutex::new(false);
-    let mut loaded = LOADED.lock();
-    if *loaded {
-        return Ok(());
-    }
+fn load(api: &'static Api, default: bool) -> Result<(), String> {
+    static VFS: Mutex<Option<Registered>> = Mutex::new(None);
     let version = api.version();
     if version < OLDEST_SQLITE {
         return Err(format!("litefs needs SQLite 3.40.0 or newer, and this is {version}"));
     }
-    let refused = |refused: Refused| {
-        format!("SQLite did not register the VFS {PLAIN_NAME} (code {})", refused.0)
+    let refused =
+        |refused: Refused| format!("SQLite did not register {PLAIN_NAME} (code {})", refused.0);
+    let mut vfs = VFS.lock();
+    let made = match vfs.take() {
+        Some(made) => made,
+        None => install::make(api, PLAIN_NAME, Box::new(Directories)).map_err(refused)?,
     };
-    let vfs = install::make(api, PLAIN_NAME, Box::new(Directories)).map_err(refused)?;
-    vfs.offer(api, false).map_err(refused)?;
-    *loaded = true;
-    Ok(())
+    vfs.insert(made).offer(api, default).map_err(refused)
 }
 
 /// The host's table of functions, as far as it is used here (`sqlite3_api_routines` of

@@ -47,7 +47,7 @@ mod vfs;
 mod wait;
 
 #[cfg(feature = "extension")]
-pub use extension::sqlite3_litefsvfs_init;
+pub use extension::{litefs_default_init, sqlite3_litefsvfs_init};
 #[cfg(feature = "rusqlite")]
 pub use linked::{Error, open, register, unregister};
 #[cfg(feature = "rusqlite")]

@@ -72,6 +72,24 @@ fn the_data_directory_comes_from_the_uri_before_the_environment() {
 }
 
 #[test]
+fn a_host_without_uris_can_make_it_the_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new("sqlite3")
+        .args(["-batch", "-bail", ":memory:"])
+        .args(["-cmd", &format!(".load {} litefs_default_init", library().display())])
+        .arg(".open app.db")
+        .arg("CREATE TABLE t (x); ATTACH './plain.db' AS plain; CREATE TABLE plain.p (x)")
+        .env("LITEFS_DATA_DIR", dir.path().join("data"))
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    printed(output);
+    assert!(dir.path().join("data/dbs/app.db/base").exists());
+    assert!(!dir.path().join("app.db").exists());
+    assert!(dir.path().join("plain.db").exists(), "a path is a plain file");
+}
+
+#[test]
 fn a_second_process_is_told_who_holds_the_directory() {
     let dir = tempfile::tempdir().unwrap();
     let store = litefs_store::Store::open(dir.path()).unwrap();
