@@ -1,1 +1,7 @@
-//! Placeholder while the workspace is set up.
+//! SQLite that replicates itself: the litefs node, as a library and a daemon.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod tls;
+
+pub use config::{Config, ConfigError};
