@@ -2,6 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod http;
+mod metrics;
+pub mod sockets;
 pub mod tls;
 
 pub use config::{Config, ConfigError};
