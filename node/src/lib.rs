@@ -6,6 +6,7 @@ pub mod config;
 pub mod http;
 pub mod logging;
 mod metrics;
+pub mod replication;
 pub mod sockets;
 pub mod tls;
 
