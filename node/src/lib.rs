@@ -4,10 +4,15 @@
 pub mod cli;
 pub mod config;
 pub mod http;
+pub mod lease;
 pub mod logging;
 mod metrics;
+mod node;
 pub mod replication;
 pub mod sockets;
 pub mod tls;
 
 pub use config::{Config, ConfigError};
+pub use lease::Primary;
+pub use node::{Node, NodeError};
+pub use replication::serve::ConnectedReplica;

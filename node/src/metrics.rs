@@ -70,7 +70,7 @@ impl NodeCollector {
         let view = &self.view;
         let replicas = view.replicas();
         let live = view.store().databases().iter().filter(|db| db.page_count() > 0).count();
-        let unacknowledged: u64 = replicas.iter().map(|r| r.unacknowledged_bytes).sum();
+        let unacknowledged: u64 = replicas.iter().map(|r| r.unacknowledged_transactions).sum();
         let is_primary = view.role().borrow().is_primary;
         // LiteFS: -1 until the first sync.
         let lag = view.lag().map_or(-1.0, |lag| lag.as_secs_f64());
@@ -84,8 +84,8 @@ impl NodeCollector {
         gauge(encoder, "litefs_lag_seconds", help, lag)?;
         let help = "Connected replicas.";
         gauge(encoder, "litefs_http_stream_count", help, int(replicas.len()))?;
-        let help = "Log bytes sent to no connected replica's acknowledgement yet.";
-        gauge(encoder, "litefs_replica_unacknowledged_bytes", help, int64(unacknowledged))
+        let help = "Transactions that connected replicas have not acknowledged yet.";
+        gauge(encoder, "litefs_replica_unacknowledged_transactions", help, int64(unacknowledged))
     }
 }
 

@@ -48,8 +48,8 @@ fn render(info: &Info) -> String {
     line("data", &info.path);
     line("version", &info.version);
     for replica in &info.replicas {
-        let behind = replica.unacknowledged_bytes;
-        line("replica", &format!("{} {} {behind} bytes behind", replica.node, replica.addr));
+        let behind = replica.unacknowledged_transactions;
+        line("replica", &format!("{} {} {behind} transactions behind", replica.node, replica.addr));
     }
     if !info.databases.is_empty() {
         out.push('\n');

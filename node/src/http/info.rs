@@ -54,8 +54,8 @@ pub struct ReplicaInfo {
     pub node: String,
     /// Where it connects from.
     pub addr: String,
-    /// Bytes of log that it has not acknowledged.
-    pub unacknowledged_bytes: u64,
+    /// Transactions that it has not acknowledged yet.
+    pub unacknowledged_transactions: u64,
 }
 
 /// A database on this node.
@@ -112,7 +112,7 @@ impl From<ReplicaStatus> for ReplicaInfo {
         Self {
             node: replica.node,
             addr: replica.addr.to_string(),
-            unacknowledged_bytes: replica.unacknowledged_bytes,
+            unacknowledged_transactions: replica.unacknowledged_transactions,
         }
     }
 }

@@ -38,7 +38,11 @@ impl NodeView for TestNode {
 
     fn replicas(&self) -> Vec<ReplicaStatus> {
         let addr = "127.0.0.1:9".parse().unwrap();
-        vec![ReplicaStatus { node: "00000000000000AB".into(), addr, unacknowledged_bytes: 7 }]
+        vec![ReplicaStatus {
+            node: "00000000000000AB".into(),
+            addr,
+            unacknowledged_transactions: 7,
+        }]
     }
 }
 

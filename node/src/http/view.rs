@@ -39,6 +39,6 @@ pub struct ReplicaStatus {
     pub node: String,
     /// Where it connects from.
     pub addr: SocketAddr,
-    /// Bytes of log that it has not acknowledged yet, over all databases.
-    pub unacknowledged_bytes: u64,
+    /// Transactions that it has not acknowledged yet, over all databases.
+    pub unacknowledged_transactions: u64,
 }

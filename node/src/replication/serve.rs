@@ -28,6 +28,8 @@ pub struct Term {
     identity: Identity,
     bulk: Arc<Semaphore>,
     sessions: Arc<RwLock<Vec<Arc<Session>>>>,
+    /// Why the term is over, once it is.
+    ended: Mutex<Option<Close>>,
     epoch_start: Instant,
     _commits: Subscription,
 }
@@ -77,6 +79,7 @@ impl Term {
             identity,
             bulk: Arc::new(Semaphore::new(BULK_READERS)),
             sessions,
+            ended: Mutex::new(None),
             epoch_start: Instant::now(),
             _commits: commits,
         }
@@ -93,8 +96,9 @@ impl Term {
         self.sessions.read().iter().filter_map(|session| session.state(now)).collect()
     }
 
-    /// Closes all connections.
+    /// Closes all connections, also those that are still greeting.
     pub fn end(&self, close: &Close) {
+        *self.ended.lock() = Some(close.clone());
         for session in self.sessions.read().iter() {
             close_connection(&session.connection, close);
         }
@@ -119,6 +123,9 @@ impl Term {
             wake: Notify::new(),
         });
         self.sessions.write().push(session.clone());
+        if let Some(close) = &*self.ended.lock() {
+            close_connection(&connection, close);
+        }
         let mut drive = Drive {
             term: self,
             session: session.clone(),
