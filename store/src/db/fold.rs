@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 
 use litefs_ltx::{Checksum, PageSize, Pgno, Txid};
 
+use super::log::MAX_CAPACITY;
 use super::published::{StateAt, Version};
 use super::{Content, Db, sums};
 use crate::error::IoContext;
@@ -23,6 +24,10 @@ use crate::{OpenMode, Result};
 const RUN_LEN: usize = 1 << 20;
 /// Pages that leave the index under one lock.
 const BATCH: usize = 1024;
+
+/// What a spare segment is filled with, piece by piece: the kernel caches a file in pieces as large
+/// as the writes that made it, and a commit's small write would then dirty a large piece.
+const ZEROS: [u8; 4096] = [0; 4096];
 
 /// What one fold does.
 struct Plan {
@@ -42,7 +47,7 @@ impl Db {
             self.fold_to(&content, target)?;
             self.folds.fetch_add(1, Ordering::Relaxed);
         }
-        self.retire()
+        self.retire(0)
     }
 
     /// Chooses the target, and lets no snapshot be taken below it any more.
@@ -125,8 +130,9 @@ impl Db {
         Ok(())
     }
 
-    /// Removes log segments below the mark that are too old or make the log too large.
-    fn retire(&self) -> Result<()> {
+    /// Removes log segments below the mark that are too old, or would make the log too large if it
+    /// grew by `growth` bytes.
+    fn retire(&self, growth: u64) -> Result<()> {
         let options = &self.shared.options;
         let mark = self.content().published.read().mark;
         let base_len =
@@ -135,7 +141,7 @@ impl Db {
         let now = self.shared.clock.now();
         let mut log = self.log.lock();
         log.retire(mark.pos.txid, |segment, total| {
-            total > bound || segment.age(now) > options.retention
+            total + growth > bound || segment.age(now) > options.retention
         })?;
         Ok(())
     }
@@ -143,22 +149,18 @@ impl Db {
     /// Prepares the next segment ahead of its use.
     pub(crate) fn prepare_spare(&self) -> Result<()> {
         let _alone = self.folding.lock();
-        let (path, capacity) = {
-            let log = self.log.lock();
-            if !log.wants_spare() {
-                return Ok(());
-            }
-            log.spare_wanted()
-        };
+        if !self.log.lock().wants_spare() {
+            return Ok(());
+        }
+        // The best spare is a segment that has to go: its space has been written before.
+        self.retire(MAX_CAPACITY)?;
+        let Some((path, capacity)) = self.log.lock().begin_spare() else { return Ok(()) };
         let file = self.shared.storage.open(&path, OpenMode::CreateNew).at("create", &path)?;
         file.allocate(capacity).at("create", &path)?;
         if self.syncs_commits.load(Ordering::Relaxed) {
-            let zeros = vec![0; RUN_LEN];
-            let mut offset = 0;
-            while offset < capacity {
-                let len = (capacity - offset).min(RUN_LEN as u64);
-                file.write_all_at(&zeros[..len as usize], offset).at("write", &path)?;
-                offset += len;
+            for offset in (0..capacity).step_by(ZEROS.len()) {
+                let len = ZEROS.len().min((capacity - offset) as usize);
+                file.write_all_at(&ZEROS[..len], offset).at("write", &path)?;
             }
             file.sync_data().at("sync", &path)?;
         }
