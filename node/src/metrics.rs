@@ -1,8 +1,10 @@
 //! The node's numbers for Prometheus.
 //!
 //! LiteFS's names and meanings are kept, so they lack the `_total` that counters have elsewhere.
-//! Those that count what only a mount has (journal, WAL and shm writes) come with the mount.
-//! Everything is read when asked: nothing is counted twice.
+//! Everything is read when asked: nothing is counted twice. Of LiteFS's metrics these are not
+//! served: writes of database, journal, WAL and shm (only a mount has them), the number of LTX
+//! files and of reaped ones (records lie in segments), the lag of single databases, and
+//! `litefs_http_frame_send_count` (which never counted in LiteFS).
 
 use std::fmt;
 use std::sync::Arc;

@@ -36,7 +36,15 @@ impl Sockets {
             api_addr.set_port(addr.port());
             tries -= 1;
             match bind_api(api_addr) {
-                Ok(api) => return Ok(Self { api, quic, addr }),
+                Ok(api) => {
+                    if api_addr.ip() != wanted.ip() {
+                        tracing::info!(
+                            "replication listens on {addr}; the HTTP API only on {api_addr}, \
+                             because it has no authentication yet (tls.insecure opens it)"
+                        );
+                    }
+                    return Ok(Self { api, quic, addr });
+                }
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
                 Err(e) => return Err(explain(e, "TCP", api_addr)),
             }

@@ -177,8 +177,8 @@ impl Config {
         self.validate_lease()?;
         if self.tls.insecure && self.tls.files.is_some() {
             return Err(ConfigError::new(
-                "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or the \
-                 others",
+                "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or \
+                 the others",
             ));
         }
         match self.exposed_address() {

@@ -612,4 +612,20 @@ tracing:
         assert_eq!(config.data.dir, PathBuf::from("/d/ams"));
         assert!(config.lease.candidate);
     }
+
+    #[test]
+    fn no_part_of_a_file_makes_the_parser_panic() {
+        for end in (0..FULL.len()).filter(|&end| FULL.is_char_boundary(end)) {
+            let _ = config(&FULL[..end]);
+            let _ = config(&FULL[end..]);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "[a-z:${}'\"=! \n\t\\[\\]&*#0-9-]{0,60}") {
+            let env = |_: &str| Some("a: b\n".to_owned());
+            let _ = parse(&text, "x", Some(&env));
+        }
+    }
 }

@@ -12,6 +12,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 use super::{Identity, NodeName, TlsError, TlsFiles, certs, provider};
 
+const EXPIRY_WARNING_DAYS: i64 = 30;
+
 /// Reads a node's files and makes sure that they belong together and are valid now.
 pub(super) fn load(files: &TlsFiles) -> Result<Identity, TlsError> {
     let ca = read_certs(&files.ca)?;
@@ -41,6 +43,7 @@ pub(super) fn load(files: &TlsFiles) -> Result<Identity, TlsError> {
         },
     )?;
     warn_if_readable_by_others(&files.key);
+    warn_if_expiring(files, &chain[0], &name);
     Ok(Identity { chain, key, roots, name })
 }
 
@@ -98,5 +101,20 @@ fn warn_if_readable_by_others(key: &Path) {
     let mode = fs::metadata(key).map(|meta| meta.permissions().mode() & 0o077);
     if mode.is_ok_and(|others| others != 0) {
         tracing::warn!("tls.key: {} is readable by others: chmod 600 it", key.display());
+    }
+}
+
+/// A node reads its certificate once, at start: the warning must come long before the end.
+fn warn_if_expiring(files: &TlsFiles, cert: &CertificateDer<'_>, name: &NodeName) {
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(cert) else { return };
+    let left = parsed.validity().time_to_expiration();
+    let days = left.map_or(0, |left| left.whole_days());
+    if days < EXPIRY_WARNING_DAYS {
+        tracing::warn!(
+            "tls.cert: {} expires in {days} days: issue a new one with `litefs-node certs issue \
+             {}` and restart",
+            files.cert.display(),
+            name.node
+        );
     }
 }
