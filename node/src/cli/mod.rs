@@ -51,6 +51,7 @@ macro_rules! cli_error_from {
 cli_error_from!(
     crate::config::ConfigError,
     crate::tls::TlsError,
+    crate::demo::DemoError,
     litefs_store::Error,
     std::io::Error,
     rusqlite::Error
@@ -77,6 +78,8 @@ enum Command {
     /// Look at transactions: .ltx files, or the log of a database
     #[command(subcommand)]
     Ltx(ltx::LtxCommand),
+    /// Show a primary and a replica at work
+    Demo,
     /// Show the version
     Version,
 }
@@ -121,6 +124,7 @@ fn execute(command: Command) -> CliResult {
         Command::Export(args) => export::run(&args),
         Command::Certs(command) => certs::run(&command),
         Command::Ltx(command) => ltx::run(&command),
+        Command::Demo => Ok(crate::demo::run(&mut std::io::stdout())?),
         Command::Version => {
             println!("litefs-node {}", env!("CARGO_PKG_VERSION"));
             Ok(())
