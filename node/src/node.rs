@@ -25,7 +25,7 @@ use crate::lease::{Assignment, Primary, StaticLease};
 use crate::replication::GREETING_TIMEOUT;
 use crate::replication::follow::{Follow, Follower};
 use crate::replication::primary::Identity;
-use crate::replication::serve::{ConnectedReplica, Term, close_connection};
+use crate::replication::serve::{ConnectedReplica, GOODBYE_TIMEOUT, Term, close_connection};
 use crate::replication::wire::{Close, Reason};
 use crate::sockets::Sockets;
 use crate::tls::{self, PeerIdentity, TlsError, TlsMode};
@@ -245,6 +245,14 @@ impl Node {
         }
     }
 
+    /// Why this replica is not connected to its primary; `None` while it is, or is the primary.
+    pub fn disconnected_because(&self) -> Option<String> {
+        match &*self.shared.part.lock() {
+            Part::Replica(follower) => follower.failure(),
+            _ => None,
+        }
+    }
+
     /// The replicas that are connected to this node, if it is the primary.
     pub fn replicas(&self) -> Vec<ConnectedReplica> {
         self.shared.connected()
@@ -447,10 +455,10 @@ impl Conductor {
         }
         self.leave(Close::new(Reason::Shutdown, "this node is shutting down")).await;
         let endpoint = &self.shared.endpoint;
-        endpoint.close(VarInt::from_u32(Reason::Shutdown.code()), b"this node is shutting down");
         let drained = async { while connections.join_next().await.is_some() {} };
         // Peers that do not answer are left alone.
-        let _ = tokio::time::timeout(GRACE, drained).await;
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT + GOODBYE_TIMEOUT / 2, drained).await;
+        endpoint.close(VarInt::from_u32(Reason::Shutdown.code()), b"this node is shutting down");
         let _ = tokio::time::timeout(GRACE, endpoint.wait_idle()).await;
         self.server.shutdown().await;
     }

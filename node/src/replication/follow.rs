@@ -43,6 +43,7 @@ pub struct Follow {
 pub struct Follower {
     upstream: Arc<Mutex<Upstream>>,
     epoch_start: Instant,
+    failure: Arc<Mutex<Option<String>>>,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -53,6 +54,7 @@ impl Follower {
         let upstream = Arc::new(Mutex::new(Upstream::new(hostname, reconnect_delay, seed)));
         let (stop, stopped) = watch::channel(false);
         let epoch_start = Instant::now();
+        let failure: Arc<Mutex<Option<String>>> = Arc::default();
         let driver = Driver {
             follow,
             upstream: upstream.clone(),
@@ -60,10 +62,10 @@ impl Follower {
             limits: Limits::default(),
             epoch_start,
             stopped,
-            last_failure: String::new(),
+            failure: failure.clone(),
         };
         let task = tokio::spawn(driver.run());
-        Self { upstream, epoch_start, stop, task }
+        Self { upstream, epoch_start, failure, stop, task }
     }
 
     /// How long ago this node last had everything; `None` if it never had.
@@ -74,6 +76,11 @@ impl Follower {
     /// The primary's wall clock at its last heartbeat, ms since 1970.
     pub fn primary_wall_ms(&self) -> Option<i64> {
         self.upstream.lock().primary_wall_ms()
+    }
+
+    /// Why there is no connection to the primary; `None` while there is one, or was not tried yet.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
     }
 
     /// Disconnects. When it returns, nothing of the primary is being applied any more.
@@ -91,7 +98,8 @@ struct Driver {
     limits: Limits,
     epoch_start: Instant,
     stopped: watch::Receiver<bool>,
-    last_failure: String,
+    /// Why there is no connection, since the last one.
+    failure: Arc<Mutex<Option<String>>>,
 }
 
 /// How a connection ended.
@@ -139,19 +147,20 @@ impl Driver {
         let connection = match dialled.unwrap_or_else(|_| Err("no answer".to_owned())) {
             Ok(connection) => connection,
             Err(text) => {
-                self.note_failure(&text);
+                self.note_failure(text);
                 return self.upstream.lock().handle_closed(self.epoch_start.elapsed(), None);
             }
         };
         let end = self.follow_connection(&connection).await;
         (self.follow.linked)(None);
-        let reason = match end {
+        let (reason, text) = match end {
             End::Close(close) => {
                 close_connection(&connection, &close);
-                Some(close.reason)
+                (Some(close.reason), close.text)
             }
-            End::Lost(error) => self.note_lost(&error),
+            End::Lost(error) => explain(&error),
         };
+        self.note_failure(text);
         self.upstream.lock().handle_closed(self.epoch_start.elapsed(), reason);
     }
 
@@ -172,7 +181,7 @@ impl Driver {
     async fn dial_addr(&self, addr: SocketAddr) -> Result<Connection, String> {
         let endpoint = self.endpoint_to(addr)?;
         let connecting = endpoint.connect(addr, tls::SERVER_NAME).map_err(|e| e.to_string())?;
-        let connection = connecting.await.map_err(|e| e.to_string())?;
+        let connection = connecting.await.map_err(|error| explain(&error).1)?;
         match self.follow.tls.check_peer(&connection) {
             Ok(_) => Ok(connection),
             Err(error) => {
@@ -233,32 +242,26 @@ impl Driver {
     }
 
     /// Says why there is no connection, but not again and again.
-    fn note_failure(&mut self, text: &str) {
+    fn note_failure(&self, text: String) {
         let target = &self.follow.target;
-        if self.last_failure == text {
-            tracing::debug!("cannot connect to the primary {target}: {text}");
+        let mut last = self.failure.lock();
+        if last.as_ref() == Some(&text) {
+            tracing::debug!("no connection to the primary {target}: {text}");
         } else {
-            tracing::warn!("cannot connect to the primary {target}: {text}; will keep trying");
-            self.last_failure = text.to_owned();
+            tracing::warn!("no connection to the primary {target}: {text}; will keep trying");
+            *last = Some(text);
         }
     }
+}
 
-    fn note_lost(&mut self, error: &ConnectionError) -> Option<Reason> {
-        let (reason, text) = match error {
-            ConnectionError::ApplicationClosed(close) => (
-                Reason::from_code(close.error_code.into_inner()),
-                printable(&String::from_utf8_lossy(&close.reason)),
-            ),
-            other => (None, other.to_string()),
-        };
-        let target = &self.follow.target;
-        if self.last_failure == text {
-            tracing::debug!("the primary {target} closed the connection: {text}");
-        } else {
-            tracing::warn!("the primary {target} closed the connection: {text}");
-            self.last_failure = text;
-        }
-        reason
+/// What the peer, or the network, says about the end of a connection.
+fn explain(error: &ConnectionError) -> (Option<Reason>, String) {
+    match error {
+        ConnectionError::ApplicationClosed(close) => (
+            Reason::from_code(close.error_code.into_inner()),
+            printable(&String::from_utf8_lossy(&close.reason)),
+        ),
+        other => (None, other.to_string()),
     }
 }
 
@@ -393,7 +396,7 @@ impl Link<'_> {
         }
         let (hostname, node, epoch) = (&welcome.hostname, welcome.node, welcome.epoch);
         tracing::info!("following primary {hostname} (node {node:016x}), epoch {epoch}");
-        self.driver.last_failure.clear();
+        *self.driver.failure.lock() = None;
         (self.driver.follow.linked)(Some(welcome));
         let filter = &self.driver.follow.filter;
         if !filter.is_empty() {

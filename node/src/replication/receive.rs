@@ -316,7 +316,7 @@ impl Receiver {
         match (leave, db) {
             (Leave::Quietly, _) | (Leave::Reset | Leave::Trouble(..), None) => return,
             (Leave::Reset, Some(db)) => upstream.handle_reoffer(now, db, false),
-            (Leave::Blame(close), _) => upstream.handle_misbehaviour(close),
+            (Leave::Blame(close), _) => upstream.handle_end(close),
             (Leave::Trouble(error, snapshot), Some(db)) => {
                 if error.kind() == ErrorKind::Closed {
                     return;

@@ -200,6 +200,7 @@ impl Upstream {
                     self.failures = 0;
                 }
             }
+            (_, FromPrimary::Goodbye(close)) => self.handle_end(close),
             _ => self.refuse(Reason::BadProtocol, "a message out of order"),
         }
         self.handle_alive(now);
@@ -239,8 +240,9 @@ impl Upstream {
         self.reoffers.insert(db.clone(), Reoffer { due, snapshot });
     }
 
-    /// The peer broke the protocol, or a record of it failed its verification.
-    pub fn handle_misbehaviour(&mut self, close: Close) {
+    /// The connection must end: the primary says so, broke the protocol, or sent a record that
+    /// failed its verification.
+    pub fn handle_end(&mut self, close: Close) {
         self.close.get_or_insert(close);
     }
 

@@ -230,7 +230,7 @@ fn nothing_of_a_closed_connection_reaches_the_next_one() {
     up.handle_applied(&db("a"));
     up.handle_reoffer(ms(1), &db("a"), true);
     up.handle_message(ms(1), FromPrimary::AskPoints(db("a")), &local);
-    up.handle_misbehaviour(Close::new(Reason::BadRecord, "x"));
+    up.handle_end(Close::new(Reason::BadRecord, "x"));
     assert_eq!(up.poll_close(ms(1)).unwrap().reason, Reason::BadRecord);
     up.handle_closed(ms(1), None);
     let now = up.poll_timeout();

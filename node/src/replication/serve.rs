@@ -16,11 +16,14 @@ use tokio::task::JoinSet;
 use super::control::{Control, ControlError};
 use super::primary::{History, Identity, Outcome, Peer, Task, Work};
 use super::send::{Line, Sender};
-use super::wire::{Ack, Close, FromReplica, Reason};
+use super::wire::{Ack, Close, FromPrimary, FromReplica, Reason};
 use super::{GREETING_TIMEOUT, wall_ms};
 
 /// Threads that read snapshots and compacted records for all replicas.
 const BULK_READERS: usize = 16;
+
+/// A replica that has not closed the connection after this time is left alone.
+pub const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The time in which this node is the primary.
 pub struct Term {
@@ -96,12 +99,10 @@ impl Term {
         self.sessions.read().iter().filter_map(|session| session.state(now)).collect()
     }
 
-    /// Closes all connections, also those that are still greeting.
+    /// Ends all connections, also those that are still greeting.
     pub fn end(&self, close: &Close) {
         *self.ended.lock() = Some(close.clone());
-        for session in self.sessions.read().iter() {
-            close_connection(&session.connection, close);
-        }
+        self.sessions.read().iter().for_each(|session| session.wake.notify_one());
     }
 
     /// Serves one connection until it ends. `certified` is the node name in its certificate.
@@ -123,9 +124,6 @@ impl Term {
             wake: Notify::new(),
         });
         self.sessions.write().push(session.clone());
-        if let Some(close) = &*self.ended.lock() {
-            close_connection(&connection, close);
-        }
         let mut drive = Drive {
             term: self,
             session: session.clone(),
@@ -133,10 +131,13 @@ impl Term {
             lines: HashMap::new(),
             jobs: JoinSet::new(),
         };
-        let end = drive.run().await;
+        let mut end = drive.run().await;
+        if let End::Goodbye(close) = end {
+            end = drive.say_goodbye(close).await;
+        }
         self.sessions.write().retain(|other| !Arc::ptr_eq(other, &session));
         match end {
-            End::Close(close) => close_connection(&connection, &close),
+            End::Close(close) | End::Goodbye(close) => close_connection(&connection, &close),
             End::Lost(text) => log_end(&connection, &text),
         }
     }
@@ -193,6 +194,8 @@ struct Drive<'a> {
 enum End {
     /// By us, for this reason.
     Close(Close),
+    /// By us, because the term is over.
+    Goodbye(Close),
     /// By the peer or the network.
     Lost(String),
 }
@@ -234,8 +237,30 @@ impl Drive<'_> {
         }
     }
 
+    /// Lets the replica close the connection: our own close would wait behind what is being sent.
+    async fn say_goodbye(&mut self, close: Close) -> End {
+        self.jobs.shutdown().await;
+        self.lines.drain().for_each(|(_, line)| line.reset());
+        self.control.push_to_replica(&FromPrimary::Goodbye(close.clone()));
+        let answered = async {
+            loop {
+                if let Err(error) = self.control.progress().await {
+                    return error;
+                }
+                while let Ok(Some(_)) = self.control.next_frame() {}
+            }
+        };
+        match tokio::time::timeout(GOODBYE_TIMEOUT, answered).await {
+            Ok(error) => End::Lost(format!("{}: {error}", close.text)),
+            Err(_) => End::Close(close),
+        }
+    }
+
     /// Feeds the machine with what has come and does what it wants.
     async fn turn(&mut self) -> Result<(), End> {
+        if let Some(close) = &*self.term.ended.lock() {
+            return Err(End::Goodbye(close.clone()));
+        }
         self.take_commits();
         self.take_messages()?;
         let now = self.now();

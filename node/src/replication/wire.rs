@@ -21,6 +21,7 @@
 //! | 67   | primary | Rewind: name, position. The newest common position                      |
 //! | 68   | primary | Unknown: name. The primary has no such database and streams nothing     |
 //! | 69   | primary | Heartbeat: wall clock i64, lag u64 in ms (2^64-1 until first in sync)   |
+//! | 70   | primary | Goodbye: reason u16, text name. The replica closes the connection       |
 //!
 //! The order is Hello, Welcome, Filter*, Offers*, Ready, then anything. Offers may come again at
 //! any time: the replica has stopped that database's stream and wants it from there.
@@ -36,7 +37,9 @@
 //! it has before it takes the snapshot. The primary ends a stream only after everything on it has
 //! been acknowledged.
 //!
-//! **Refusals** are QUIC application closes: a [`Reason`] as the code and a text for the log.
+//! **Refusals** are QUIC application closes: a [`Reason`] as the code and a text for the log. A
+//! primary in the middle of a stream says Goodbye instead: QUIC drops a close that congestion
+//! control holds back, and the replica would have to wait for its timeout.
 //!
 //! Everything here is checked while it is read: lengths against caps, counts against the bytes
 //! that are left, names and flags against their sets; bytes left over are an error.
@@ -267,6 +270,8 @@ pub enum FromPrimary {
         /// How long ago the replica last had everything, in ms; `None`: never yet.
         lag_ms: Option<u64>,
     },
+    /// The connection is over.
+    Goodbye(Close),
 }
 
 /// What a frame on a database stream holds.
@@ -433,6 +438,10 @@ impl FromPrimary {
                 b.extend_from_slice(&wall_ms.to_be_bytes());
                 b.extend_from_slice(&lag_ms.unwrap_or(NEVER_IN_SYNC).to_be_bytes());
             }),
+            Self::Goodbye(close) => frame(out, 70, |b| {
+                b.extend_from_slice(&(close.reason.code() as u16).to_be_bytes());
+                put_text(b, truncated(&close.text));
+            }),
         }
     }
 
@@ -448,6 +457,11 @@ impl FromPrimary {
                 let wall_ms = r.i64("wall clock")?;
                 let lag = r.u64("lag")?;
                 Self::Heartbeat { wall_ms, lag_ms: (lag != NEVER_IN_SYNC).then_some(lag) }
+            }
+            70 => {
+                let reason = Reason::from_code(r.u16("reason")?.into());
+                let reason = reason.ok_or(WireError::Invalid("reason"))?;
+                Self::Goodbye(Close::new(reason, r.text("goodbye")?))
             }
             _ => return Err(WireError::Invalid("message type")),
         };

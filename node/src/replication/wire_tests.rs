@@ -61,6 +61,7 @@ fn primary_messages() -> Vec<FromPrimary> {
         FromPrimary::Unknown(db("a.db")),
         FromPrimary::Heartbeat { wall_ms: 1, lag_ms: None },
         FromPrimary::Heartbeat { wall_ms: 1, lag_ms: Some(12) },
+        FromPrimary::Goodbye(Close::new(Reason::NotPrimary, "the primary is elsewhere")),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! Nodes with their directories, and what tests do with them.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use litefs_node::{Config, Node};
@@ -47,6 +48,15 @@ impl TestNode {
     /// Stops the node in order; the directory stays.
     pub fn stop(&mut self) {
         self.node.take().expect("the node is stopped").shutdown().unwrap();
+    }
+
+    /// Stops the node as a crash does: what was not folded stays in the log.
+    pub fn crash(&mut self) {
+        let image = tempfile::tempdir().unwrap();
+        copy_dir(self.dir.path(), image.path());
+        self.stop();
+        self.config.data.dir = image.path().to_owned();
+        self.dir = image;
     }
 
     /// Starts the node again, with changes to its configuration.
@@ -120,5 +130,19 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(Instant::now() < deadline, "did not happen: {what}");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Copies a directory with all in it.
+pub fn copy_dir(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
