@@ -36,8 +36,9 @@ const CONNECTIONS_MAX: usize = 256;
 const CONNECTIONS_EASY: usize = 32;
 /// Threads for blocking calls; replication uses at most 28 of them, the HTTP API the rest.
 const BLOCKING_THREADS: usize = 40;
-/// What connections may take to end in order.
-const GRACE: Duration = Duration::from_secs(2);
+/// What the last packets may take to leave. Waiting until no connection is left could take
+/// seconds: a failed dial lingers, as QUIC wants it.
+const LINGER: Duration = Duration::from_millis(200);
 
 /// Why a node cannot start or do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -459,7 +460,7 @@ impl Conductor {
         // Peers that do not answer are left alone.
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT + GOODBYE_TIMEOUT / 2, drained).await;
         endpoint.close(VarInt::from_u32(Reason::Shutdown.code()), b"this node is shutting down");
-        let _ = tokio::time::timeout(GRACE, endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(LINGER, endpoint.wait_idle()).await;
         self.server.shutdown().await;
     }
 

@@ -104,7 +104,7 @@ struct Driver {
 
 /// How a connection ended.
 enum End {
-    /// By us; the peer has been told.
+    /// By us; the peer is told.
     Close(Close),
     /// By the peer or the network.
     Lost(ConnectionError),
@@ -154,13 +154,12 @@ impl Driver {
         let end = self.follow_connection(&connection).await;
         (self.follow.linked)(None);
         let (reason, text) = match end {
-            End::Close(close) => {
-                close_connection(&connection, &close);
-                (Some(close.reason), close.text)
-            }
+            End::Close(close) => (Some(close.reason), close.text),
             End::Lost(error) => explain(&error),
         };
-        self.note_failure(text);
+        if !*self.stopped.borrow() {
+            self.note_failure(text);
+        }
         self.upstream.lock().handle_closed(self.epoch_start.elapsed(), reason);
     }
 
@@ -237,6 +236,10 @@ impl Driver {
             damaged,
         };
         let end = link.run().await;
+        // Before the streams go, so that the primary sees this first.
+        if let End::Close(close) = &end {
+            close_connection(connection, close);
+        }
         link.tasks.shutdown().await;
         end
     }

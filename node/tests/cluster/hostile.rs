@@ -301,7 +301,12 @@ fn a_replica_survives_every_kind_of_nonsense() {
         ("an unknown kind", bad_kind, false, Reason::BadProtocol),
         ("a huge record", stream("app.db", &[(huge, &[])]), false, Reason::BadProtocol),
         ("a record cut off", in_frame(&record)[..500].to_vec(), true, Reason::BadProtocol),
-        ("a long record cut off", stream("app.db", &[(long, &record[..500])]), true, Reason::BadProtocol),
+        (
+            "a long record cut off",
+            stream("app.db", &[(long, &record[..500])]),
+            true,
+            Reason::BadProtocol,
+        ),
         ("a flipped bit", in_frame(&flipped), false, Reason::BadRecord),
         ("garbage", in_frame(&[7; 3000]), false, Reason::BadRecord),
         ("much garbage", in_frame(&long_garbage), false, Reason::BadRecord),
