@@ -23,6 +23,9 @@ use crate::tls::{self, TlsMode};
 /// Offers in one message when joining.
 const OFFER_BATCH: usize = 200;
 
+/// Called with who welcomed us, and with nobody when that has ended.
+pub type Linked = Box<dyn Fn(Option<&Welcome>) + Send + Sync>;
+
 /// What a follower needs to know.
 pub struct Follow {
     /// This node's store.
@@ -36,7 +39,7 @@ pub struct Follow {
     /// The databases to keep; empty: all.
     pub filter: Vec<DbName>,
     /// Told who welcomed us, and when that ends.
-    pub linked: Box<dyn Fn(Option<&Welcome>) + Send + Sync>,
+    pub linked: Linked,
 }
 
 /// A running follower.
