@@ -7,6 +7,7 @@ mod client;
 mod export;
 mod import;
 mod ltx;
+mod mount;
 mod progress;
 mod source;
 mod status;
@@ -52,6 +53,7 @@ cli_error_from!(
     crate::config::ConfigError,
     crate::tls::TlsError,
     crate::demo::DemoError,
+    crate::NodeError,
     litefs_store::Error,
     std::io::Error,
     rusqlite::Error
@@ -66,6 +68,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a node
+    Mount(mount::MountArgs),
     /// Show a node's role, lag and databases
     Status(status::StatusArgs),
     /// Replace or create a database from a SQLite file
@@ -119,6 +123,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn execute(command: Command) -> CliResult {
     match command {
+        Command::Mount(args) => mount::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
