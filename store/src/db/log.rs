@@ -110,6 +110,15 @@ pub(crate) struct Log {
     /// The last transaction known to be on disk.
     synced: Txid,
     spare: Option<u64>,
+    /// How often records were taken off the end.
+    cuts: u64,
+}
+
+/// What a sync of the log has to reach.
+pub(crate) struct Unsynced {
+    pub segment: Arc<Segment>,
+    last: Txid,
+    cuts: u64,
 }
 
 impl Log {
@@ -123,7 +132,17 @@ impl Log {
         synced: Txid,
     ) -> Self {
         let dir = db_dir.join("log");
-        Self { shared, dir, generation, segments, tail_open: false, last, synced, spare: None }
+        Self {
+            shared,
+            dir,
+            generation,
+            segments,
+            tail_open: false,
+            last,
+            synced,
+            spare: None,
+            cuts: 0,
+        }
     }
 
     /// The last transaction known to be on disk.
@@ -178,6 +197,7 @@ impl Log {
 
     /// Takes the newest frame, which nobody has seen yet, off the end again, durably.
     pub(crate) fn take_back(&mut self, place: &Place, last: Txid) -> Result<()> {
+        self.cuts += 1;
         erase_frame(place)?;
         place.segment.set_end(place.offset, last);
         self.last = last;
@@ -187,22 +207,26 @@ impl Log {
 
     /// Syncs what was appended, while the log is held.
     pub(crate) fn sync(&mut self) -> Result<()> {
-        if let Some((segment, last)) = self.unsynced() {
-            sync_segment(&segment)?;
-            self.note_synced(last);
+        if let Some(unsynced) = self.unsynced() {
+            sync_segment(&unsynced.segment)?;
+            self.note_synced(&unsynced);
         }
         Ok(())
     }
 
-    /// The segment to sync and the transaction that is then on disk; `None` if all is.
-    pub(crate) fn unsynced(&self) -> Option<(Arc<Segment>, Txid)> {
-        let tail = self.segments.back()?;
-        (self.synced < self.last).then(|| (tail.clone(), self.last))
+    /// What to sync; `None` if all is on disk.
+    pub(crate) fn unsynced(&self) -> Option<Unsynced> {
+        let segment = self.segments.back()?.clone();
+        let unsynced = Unsynced { segment, last: self.last, cuts: self.cuts };
+        (self.synced < self.last).then_some(unsynced)
     }
 
-    /// Takes note that everything up to `last` is on disk.
-    pub(crate) fn note_synced(&mut self, last: Txid) {
-        self.synced = self.synced.max(last.min(self.last));
+    /// Takes note that it is on disk, unless a record was taken off the end meanwhile: another may
+    /// be in its place, which the sync did not reach.
+    pub(crate) fn note_synced(&mut self, unsynced: &Unsynced) {
+        if unsynced.cuts == self.cuts {
+            self.synced = self.synced.max(unsynced.last);
+        }
     }
 
     fn begin_segment(&mut self, least: u64, first: Txid) -> Result<Segment> {
@@ -333,6 +357,7 @@ impl Log {
             self.segments.pop_back();
         }
         self.generation = generation;
+        self.cuts += 1;
         self.tail_open = false;
         self.last = last;
         self.synced = last;
@@ -350,6 +375,7 @@ impl Log {
             self.segments.pop_back();
         }
         storage.sync_dir(&self.dir).at("sync", &self.dir)?;
+        self.cuts += 1;
         self.tail_open = false;
         self.last = last;
         self.synced = last;

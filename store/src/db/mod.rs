@@ -90,6 +90,8 @@ pub(crate) struct Db {
     pub fold_queued: AtomicBool,
     pub fold_urgent: AtomicBool,
     pub spare_queued: AtomicBool,
+    pub retention_queued: AtomicBool,
+    created: AtomicBool,
     /// True while a pinned snapshot holds back the fold.
     pub fold_blocked: AtomicBool,
     pub sync_queued: AtomicBool,
@@ -143,6 +145,8 @@ impl Db {
             fold_queued: AtomicBool::new(false),
             fold_urgent: AtomicBool::new(false),
             spare_queued: AtomicBool::new(false),
+            retention_queued: AtomicBool::new(false),
+            created: AtomicBool::new(false),
             fold_blocked: AtomicBool::new(false),
             sync_queued: AtomicBool::new(false),
             syncs_commits: AtomicBool::new(false),
@@ -160,9 +164,13 @@ impl Db {
 
     /// Creates the directory of a new database, with its mark, durably.
     pub(crate) fn ensure_created(&self) -> Result<()> {
+        if self.created.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let storage = &self.shared.storage;
         let log = self.dir.join("log");
         if storage.file_len(&self.dir.join("mark")).at("read", &self.dir)?.is_some() {
+            self.created.store(true, Ordering::Release);
             return Ok(());
         }
         storage.create_dir_all(&log).at("create", &log)?;
@@ -172,6 +180,7 @@ impl Db {
         let parent = self.shared.databases_dir();
         storage.sync_dir(&parent).at("sync", &parent)?;
         self.content().published.write().mark = mark;
+        self.created.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -240,10 +249,10 @@ impl Db {
     /// Syncs the log without holding it meanwhile; a failure poisons the database.
     pub(crate) fn sync_log(&self) -> Result<()> {
         self.check_well()?;
-        let Some((segment, last)) = self.log.lock().unsynced() else { return Ok(()) };
-        match log::sync_segment(&segment) {
+        let Some(unsynced) = self.log.lock().unsynced() else { return Ok(()) };
+        match log::sync_segment(&unsynced.segment) {
             Ok(()) => {
-                self.log.lock().note_synced(last);
+                self.log.lock().note_synced(&unsynced);
                 Ok(())
             }
             Err(error) => {

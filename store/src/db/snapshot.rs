@@ -190,15 +190,17 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
+        let txid = self.state.pos.txid;
         let mut pins = self.content.pins.lock();
-        if let Some(count) = pins.get_mut(&self.state.pos.txid) {
-            *count -= 1;
-            if *count == 0 {
-                pins.remove(&self.state.pos.txid);
-            }
+        let count = pins.get_mut(&txid).expect("BUG: a snapshot is pinned");
+        *count -= 1;
+        let was_last = *count == 0;
+        if was_last {
+            pins.remove(&txid);
         }
+        let was_oldest = was_last && pins.keys().next().is_none_or(|&oldest| oldest > txid);
         drop(pins);
-        if self.db.fold_blocked.swap(false, Ordering::AcqRel) {
+        if was_oldest && self.db.fold_blocked.swap(false, Ordering::AcqRel) {
             self.db.unblock_fold();
         }
     }
