@@ -70,4 +70,26 @@ mod tests {
         });
         assert_eq!(sum.get(), 0xefff_ffff_ecd9_9000);
     }
+
+    proptest::proptest! {
+        /// SIMD, table and remainders must agree with a plain implementation, however the bytes
+        /// come in.
+        #[test]
+        fn agrees_with_another_implementation_for_any_split(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..5000),
+            splits in proptest::collection::vec(proptest::prelude::any::<proptest::sample::Index>(), 0..6),
+        ) {
+            let oracle = crc::Crc::<u64>::new(&crc::CRC_64_GO_ISO).checksum(&bytes) | 1 << 63;
+            let mut splits: Vec<usize> =
+                splits.iter().map(|split| split.index(bytes.len() + 1)).collect();
+            splits.extend([0, bytes.len()]);
+            splits.sort_unstable();
+            let mut crc = Crc64::new();
+            for part in splits.windows(2) {
+                crc.update(&bytes[part[0]..part[1]]);
+            }
+            proptest::prop_assert_eq!(crc.checksum().get(), oracle);
+            proptest::prop_assert_eq!(Crc64::of(&bytes).get(), oracle);
+        }
+    }
 }

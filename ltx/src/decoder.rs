@@ -74,7 +74,8 @@ impl<R: Read> Decoder<R> {
         source.read_part(magic, "header")?;
         check_magic([magic[0], magic[1], magic[2], magic[3]])?;
         source.read_part(rest, "header")?;
-        let header = Header::decode(&bytes).map_err(|e| name_version(e, &mut source))?;
+        let header =
+            Header::decode(&bytes).map_err(|e| name_version(e, &mut source, PageSize::LARGEST))?;
         let mut file = Crc64::new();
         file.update(&bytes);
         Ok(Self {
@@ -187,20 +188,11 @@ impl<R: Read> Decoder<R> {
         Error::Invalid { offset: self.position, violation }
     }
 
-    /// Marks the decoder as failed. If the file looks like another version, the error becomes
-    /// one that says so.
     fn fail(&mut self, error: Error) -> Error {
         self.state = State::Failed;
-        match &self.body {
-            Body::Raw(source) if !matches!(error, Error::Io(_) | Error::Misuse(_)) => {
-                match recognise(&source.prefix(), self.header.page_size) {
-                    Some(version) => {
-                        Error::UnsupportedVersion { version, as_v1: Some(Box::new(error)) }
-                    }
-                    None => error,
-                }
-            }
-            _ => error,
+        match &mut self.body {
+            Body::Raw(source) => name_version(error, source, self.header.page_size),
+            Body::Lz4(_) => error, // Other versions do not have this flag.
         }
     }
 }
@@ -221,11 +213,12 @@ fn check_sum(what: &'static str, stored: Checksum, computed: Checksum) -> Result
     }
 }
 
-/// Replaces a header's error by one that names the version, if what follows looks like v2 or v3.
-fn name_version<R: Read>(error: Error, source: &mut Source<R>) -> Error {
-    // An input too short to fill this does not look like anything.
-    let _ = source.read_part(&mut [0; 16], "page");
-    match (recognise(&source.prefix(), PageSize::LARGEST), error) {
+/// Replaces an error by one that names the version, if the file looks like v2 or v3.
+fn name_version<R: Read>(error: Error, source: &mut Source<R>, page_size: PageSize) -> Error {
+    if matches!(error, Error::Io(_) | Error::Misuse(_)) {
+        return error;
+    }
+    match (recognise(&source.take_prefix(), page_size), error) {
         (Some(version), Error::UnsupportedVersion { as_v1, .. }) => {
             Error::UnsupportedVersion { version, as_v1 }
         }
@@ -263,5 +256,136 @@ impl<R: Read> Body<R> {
             Self::Raw(source) => source,
             Self::Lz4(body) => body.source(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::{Encoder, PageSize, Txid};
+
+    /// Two pages of 512 bytes.
+    fn file(compressed: bool) -> Vec<u8> {
+        let header = Header {
+            compressed,
+            page_size: PageSize::new(512).unwrap(),
+            commit: 4,
+            min_txid: Txid::new(2),
+            max_txid: Txid::new(2),
+            timestamp_ms: 0,
+            pre_apply: Checksum::EMPTY,
+            wal_offset: 0,
+            wal_size: 0,
+            wal_salt1: 0,
+            wal_salt2: 0,
+            node_id: 0,
+        };
+        let mut encoder = Encoder::new(Vec::new(), header).unwrap();
+        encoder.encode_page(Pgno::new(2).unwrap(), &[2; 512]).unwrap();
+        encoder.encode_page(Pgno::new(4).unwrap(), &[4; 512]).unwrap();
+        encoder.finish(Checksum::EMPTY).unwrap().0
+    }
+
+    /// Gives one byte at a time, between interruptions.
+    struct Trickle<'a> {
+        bytes: &'a [u8],
+        interrupted: bool,
+    }
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.interrupted = !self.interrupted;
+            if self.interrupted {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let n = buf.len().min(1);
+            self.bytes.read(&mut buf[..n])
+        }
+    }
+
+    #[test]
+    fn input_may_come_in_any_pieces() {
+        for compressed in [false, true] {
+            let bytes = file(compressed);
+            let trickle = Trickle { bytes: &bytes, interrupted: false };
+            assert_eq!(verify(trickle).unwrap(), verify(&bytes[..]).unwrap());
+        }
+    }
+
+    /// Gives bytes, then an error.
+    struct Broken<'a>(&'a [u8]);
+
+    impl Read for Broken<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            match self.0.read(buf)? {
+                0 => Err(io::Error::other("disk on fire")),
+                n => Ok(n),
+            }
+        }
+    }
+
+    #[test]
+    fn failing_reader_is_not_taken_for_a_bad_file() {
+        for bytes in [file(false), file(true)] {
+            for len in 0..=bytes.len() {
+                let error = verify(Broken(&bytes[..len])).unwrap_err();
+                assert!(matches!(&error, Error::Io(e) if e.to_string() == "disk on fire"), "{len}");
+            }
+        }
+    }
+
+    #[test]
+    fn page_checksum_is_that_of_the_last_page() {
+        let bytes = file(false);
+        let mut decoder = Decoder::new(&bytes[..]).unwrap();
+        assert!(decoder.last_page_checksum().is_none());
+        let mut page = [0; 512];
+        while let Some(pgno) = decoder.next_page(&mut page).unwrap() {
+            assert_eq!(page, [pgno.get() as u8; 512]);
+            assert_eq!(decoder.last_page_checksum(), page_checksum(pgno, &page));
+        }
+        assert!(decoder.next_page(&mut page).unwrap().is_none());
+        decoder.finish().unwrap();
+    }
+
+    #[test]
+    fn finish_reads_what_is_left() {
+        for bytes in [file(false), file(true)] {
+            let mut decoder = Decoder::new(&bytes[..]).unwrap();
+            decoder.next_page(&mut [0; 512]).unwrap();
+            decoder.finish().unwrap();
+            let mut damaged = bytes.clone();
+            let last = damaged.len() - 1;
+            damaged[last] ^= 1;
+            let mut decoder = Decoder::new(&damaged[..]).unwrap();
+            decoder.next_page(&mut [0; 512]).unwrap();
+            assert!(decoder.finish().is_err());
+        }
+    }
+
+    #[test]
+    fn failed_decoder_does_not_recover() {
+        let mut bytes = file(false);
+        bytes[616 + 3] = 1; // Page 4 becomes page 1, after page 2.
+        let mut decoder = Decoder::new(&bytes[..]).unwrap();
+        let mut page = [0; 512];
+        decoder.next_page(&mut page).unwrap();
+        assert!(matches!(decoder.next_page(&mut page), Err(Error::Invalid { offset: 616, .. })));
+        let again = decoder.next_page(&mut page);
+        assert!(matches!(again, Err(Error::Misuse(Misuse::AfterError))));
+        assert!(matches!(decoder.finish(), Err(Error::Misuse(Misuse::AfterError))));
+    }
+
+    #[test]
+    fn wrong_page_buffer_is_the_callers_mistake() {
+        let bytes = file(false);
+        let mut decoder = Decoder::new(&bytes[..]).unwrap();
+        for len in [0, 511, 1024] {
+            let result = decoder.next_page(&mut vec![0; len]);
+            assert!(matches!(result, Err(Error::Misuse(Misuse::PageBuffer { .. }))));
+        }
+        decoder.finish().unwrap();
     }
 }

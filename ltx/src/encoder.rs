@@ -147,3 +147,139 @@ impl<W: Write> Output<W> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::{Txid, Violation};
+
+    fn header(min_txid: u64, commit: u32) -> Header {
+        let snapshot = min_txid == 1;
+        Header {
+            compressed: false,
+            page_size: PageSize::new(65536).unwrap(), // lock page 16385
+            commit,
+            min_txid: Txid::new(min_txid),
+            max_txid: Txid::new(min_txid),
+            timestamp_ms: 0,
+            pre_apply: if snapshot { Checksum::NONE } else { Checksum::EMPTY },
+            wal_offset: 0,
+            wal_size: 0,
+            wal_salt1: 0,
+            wal_salt2: 0,
+            node_id: 0,
+        }
+    }
+
+    fn page(n: u32) -> Pgno {
+        Pgno::new(n).unwrap()
+    }
+
+    fn misuse<T>(result: Result<T>) -> Misuse {
+        match result.map(|_| ()).unwrap_err() {
+            Error::Misuse(misuse) => misuse,
+            error => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn refused_page_leaves_no_trace() {
+        let mut encoder = Encoder::new(Vec::new(), header(2, 20000)).unwrap();
+        let data = vec![1; 65536];
+        let beyond = Violation::PageBeyondCommit { pgno: 20001, commit: 20000 };
+        assert_eq!(misuse(encoder.encode_page(page(20001), &data)), beyond.into());
+        let lock = Violation::LockPage(page(16385));
+        assert_eq!(misuse(encoder.encode_page(page(16385), &data)), lock.into());
+        let size = Misuse::PageBuffer { len: 512, page_size: PageSize::LARGEST };
+        assert_eq!(misuse(encoder.encode_page(page(1), &data[..512])), size);
+        encoder.encode_page(page(7), &data).unwrap();
+        let order = Violation::PageOrder { pgno: 7, last: 7 };
+        assert_eq!(misuse(encoder.encode_page(page(7), &data)), order.into());
+        let (bytes, _) = encoder.finish(Checksum::EMPTY).unwrap();
+        assert_eq!(crate::verify(&bytes[..]).unwrap().pages, 1);
+    }
+
+    #[test]
+    fn invalid_header_is_refused_before_anything_is_written() {
+        let mut out = Vec::new();
+        let bad = Header { max_txid: Txid::ZERO, ..header(2, 1) };
+        assert_eq!(misuse(Encoder::new(&mut out, bad)), Violation::MaxTxidZero.into());
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn short_snapshot_is_not_finished() {
+        let mut out = Vec::new();
+        let mut encoder = Encoder::new(&mut out, header(1, 2)).unwrap();
+        encoder.encode_page(page(1), &[1; 65536]).unwrap();
+        let sum = page_checksum(page(1), &[1; 65536]);
+        let short = Violation::SnapshotShort { last: 1, commit: 2 };
+        assert_eq!(misuse(encoder.finish(sum)), short.into());
+        assert_eq!(out.len(), 100 + 65540, "no terminator");
+    }
+
+    #[test]
+    fn post_apply_checksum_that_cannot_be_right_is_refused() {
+        let finish = |header, post| {
+            misuse(Encoder::new(Vec::new(), header).unwrap().finish(Checksum::from_raw(post)))
+        };
+        let none = Checksum::NONE;
+        assert_eq!(finish(header(2, 1), 0), Violation::PostApplyFormat(none).into());
+        let some = Checksum::from_raw(1 << 63 | 1);
+        assert_eq!(finish(header(2, 0), some.get()), Violation::PostApplyOfDeletion(some).into());
+
+        let mut encoder = Encoder::new(Vec::new(), header(1, 1)).unwrap();
+        encoder.encode_page(page(1), &[1; 65536]).unwrap();
+        let computed = page_checksum(page(1), &[1; 65536]);
+        let expected = Misuse::PostApplyOfSnapshot { given: some, computed };
+        assert_eq!(misuse(encoder.finish(some)), expected);
+    }
+
+    /// Fails after some bytes, once, as a disk that was full for a moment.
+    struct Hiccup {
+        left: usize,
+    }
+
+    impl Write for Hiccup {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            match self.left.checked_sub(buf.len()) {
+                Some(left) => self.left = left,
+                None => {
+                    self.left = usize::MAX;
+                    return Err(io::Error::other("full"));
+                }
+            }
+            Ok(buf.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn file_with_a_hole_is_not_finished() {
+        for compressed in [false, true] {
+            let header = Header { compressed, ..header(2, 9) };
+            let mut encoder = Encoder::new(Hiccup { left: 150 }, header).unwrap();
+            let mut failures = 0;
+            for n in 1..=5u64 {
+                // The compressor may write later than the page that it is given.
+                let noise: Vec<u8> = (0..65536u64).map(|i| ((i * i * n) >> 7) as u8).collect();
+                match encoder.encode_page(page(n as u32), &noise) {
+                    Ok(()) => assert_eq!(failures, 0, "page {n} after a failure"),
+                    Err(Error::Io(e)) => {
+                        assert_eq!(e.to_string(), "full");
+                        failures += 1;
+                    }
+                    Err(Error::Misuse(Misuse::AfterError)) => assert_eq!(failures, 1),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            assert_eq!(failures, 1);
+            assert_eq!(misuse(encoder.finish(Checksum::EMPTY)), Misuse::AfterError);
+        }
+    }
+}

@@ -27,11 +27,11 @@ pub enum Error {
         magic: [u8; 4],
     },
     /// The input is LTX of another version than v1.
-    #[error("this is {version}; only LTX v1, as LiteFS writes, is supported")]
+    #[error("this looks like {version}; only LTX v1, as LiteFS writes, is supported")]
     UnsupportedVersion {
         /// The version that the input looks like.
         version: Version,
-        /// Why it is not v1 either; `None` if the header says so itself.
+        /// Why it cannot be v1; `None` if magic or flags say so.
         #[source]
         as_v1: Option<Box<Error>>,
     },

@@ -174,3 +174,104 @@ impl<R: Read> Read for FrameBytes<R> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
+
+    use crate::{Encoder, Header, Pgno, verify};
+
+    /// Splits a compressed file into header, content of its LZ4 frame, and trailer.
+    fn parts(pages: u8) -> ([u8; 100], Vec<u8>, [u8; 16]) {
+        let mut raw = [0; 100];
+        raw[..4].copy_from_slice(b"LTX1");
+        raw[7] = 1; // compressed
+        (raw[10], raw[15], raw[23], raw[31], raw[40]) = (2, 200, 2, 2, 0x80);
+        let header = Header::decode(&raw).unwrap();
+        let mut encoder = Encoder::new(Vec::new(), Header { compressed: false, ..header }).unwrap();
+        for n in 1..=pages {
+            encoder.encode_page(Pgno::new(n.into()).unwrap(), &[n; 512]).unwrap();
+        }
+        let (bytes, _) = encoder.finish(crate::Checksum::EMPTY).unwrap();
+        let content = bytes[100..bytes.len() - 16].to_vec();
+        // The file checksum covers the flag, so take the trailer from a compressed file.
+        let mut encoder = Encoder::new(Vec::new(), header).unwrap();
+        for n in 1..=pages {
+            encoder.encode_page(Pgno::new(n.into()).unwrap(), &[n; 512]).unwrap();
+        }
+        let (bytes, trailer) = encoder.finish(crate::Checksum::EMPTY).unwrap();
+        assert!(bytes.ends_with(&trailer.encode()));
+        (raw, content, trailer.encode())
+    }
+
+    fn frame(info: FrameInfo, content: &[u8]) -> Vec<u8> {
+        let mut encoder = FrameEncoder::with_frame_info(info, Vec::new());
+        // In odd pieces, so that blocks do not end with pages.
+        for piece in content.chunks(777) {
+            encoder.write_all(piece).unwrap();
+        }
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn any_legal_frame_options_are_read() {
+        let (header, content, trailer) = parts(199);
+        let sizes = [BlockSize::Max64KB, BlockSize::Max256KB, BlockSize::Max4MB];
+        for (bits, block_size) in (0..16u8).flat_map(|bits| sizes.map(|size| (bits, size))) {
+            let linked = if bits & 1 != 0 { BlockMode::Linked } else { BlockMode::Independent };
+            let info = FrameInfo::new()
+                .block_size(block_size)
+                .block_mode(linked)
+                .block_checksums(bits & 2 != 0)
+                .content_checksum(bits & 4 != 0)
+                .content_size((bits & 8 != 0).then_some(content.len() as u64));
+            let file = [&header[..], &frame(info, &content), &trailer].concat();
+            let summary = verify(&file[..]).unwrap_or_else(|e| panic!("{bits:b}: {e}"));
+            assert_eq!(summary.pages, 199);
+        }
+    }
+
+    fn refusal(frames: &[u8]) -> String {
+        let (header, _, trailer) = parts(3);
+        let file = [&header[..], frames, &trailer].concat();
+        verify(&file[..]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn only_one_whole_frame_is_read() {
+        let info = || FrameInfo::new().block_size(BlockSize::Max64KB).content_checksum(true);
+        let (_, content, _) = parts(3);
+        let whole = frame(info(), &content);
+        assert!(refusal(&frame(info(), &content[..1000])).contains("within the pages"));
+        assert!(refusal(&frame(info(), &[&content[..], b"x"].concat())).contains("goes on"));
+        // A second frame is what follows the first: not a trailer.
+        assert!(refusal(&[&whole[..], &whole].concat()).contains("trailing bytes"));
+        let (a, b) = content.split_at(700);
+        let halves = [frame(info(), a), frame(info(), b)].concat();
+        assert!(refusal(&halves).contains("within the pages"));
+    }
+
+    #[test]
+    fn frame_without_its_end_mark_is_refused() {
+        // Blocks without content must not pass for the end.
+        let (_, content, _) = parts(3);
+        let info = FrameInfo::new().block_size(BlockSize::Max64KB);
+        let whole = frame(info, &content);
+        let open = &whole[..whole.len() - 4];
+        for empty_block in [&[0, 0, 0, 0x80][..], &[1, 0, 0, 0, 0]] {
+            let error = refusal(&[open, empty_block].concat());
+            assert!(error.contains("empty block"), "{error}");
+        }
+    }
+
+    #[test]
+    fn other_frame_kinds_are_refused() {
+        // The legacy frame, a skippable frame, a frame with a dictionary.
+        assert!(refusal(&[0x02, 0x21, 0x4c, 0x18, 0, 0, 0]).contains("magic number"));
+        assert!(refusal(&[0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0]).contains("magic number"));
+        let dictionary = [0x04, 0x22, 0x4d, 0x18, 0x61, 0x40, 1, 2, 3, 4];
+        assert!(refusal(&dictionary).contains("LZ4 frame"));
+    }
+}

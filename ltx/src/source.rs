@@ -48,8 +48,13 @@ impl<R: Read> Source<R> {
         }
     }
 
-    /// Up to 16 bytes that follow the header; zeros where the input is shorter or not read yet.
-    pub(crate) fn prefix(&self) -> [u8; PREFIX_LEN] {
+    /// The 16 bytes that follow the header, with zeros where the input is shorter. Reads up to
+    /// there if need be, so the source is of no use for anything else afterwards.
+    pub(crate) fn take_prefix(&mut self) -> [u8; PREFIX_LEN] {
+        let end = (Header::LEN + PREFIX_LEN) as u64;
+        let missing = end.saturating_sub(self.offset).min(PREFIX_LEN as u64) as usize;
+        // What cannot be read does not look like anything.
+        let _ = self.read_exact(&mut [0; PREFIX_LEN][..missing]);
         self.prefix
     }
 

@@ -8,7 +8,8 @@ pub trait Clock: Send + Sync + fmt::Debug {
     /// Time since an arbitrary start; never goes back. For everything that waits or expires.
     fn now(&self) -> Duration;
 
-    /// Milliseconds since 1970-01-01 UTC; may jump in both directions. Only for timestamps that people read.
+    /// Milliseconds since 1970-01-01 UTC; may jump in both directions. Only for timestamps that
+    /// people read.
     fn wall_ms(&self) -> i64;
 }
 

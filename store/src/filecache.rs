@@ -1,13 +1,15 @@
 //! A bound on how many files are open, so that ten thousand databases fit in one process.
 //!
-//! A [`CachedFile`] is opened when it is asked for and closed by the cache when others need its place (second chance:
-//! a file used since the hand last passed is spared). Three kinds of files are never closed:
+//! A [`CachedFile`] is opened when it is asked for and closed by the cache when others need its
+//! place (second chance: a file used since the hand last passed is spared). Three kinds of files
+//! are never closed:
 //!
 //! * one in use, that is, whose handle somebody still holds;
 //! * one marked by [`CachedFile::keep_open`], because its path no longer leads to it;
-//! * one with writes that no sync has covered. The kernel reports a failed write-back to the handles that are open at
-//!   the time; after close and reopen a sync could succeed although the bytes are lost. When only such files are left,
-//!   the cache syncs one and closes it; a failure then is what the next sync of the file's owner returns.
+//! * one with writes that no sync has covered. The kernel reports a failed write-back to the
+//!   handles that are open at the time; after close and reopen a sync could succeed although the
+//!   bytes are lost. When only such files are left, the cache syncs one and closes it; a failure
+//!   then is what the next sync of the file's owner returns.
 //!
 //! When all open files are of these kinds, the bound is exceeded rather than a caller refused.
 
@@ -28,7 +30,8 @@ pub struct FileCache {
     ring: Mutex<Ring>,
 }
 
-/// Lock order: the ring before an entry's state; the state is never held while the ring's lock is taken.
+/// Lock order: the ring before an entry's state; the state is never held while the ring's lock is
+/// taken.
 #[derive(Default)]
 struct Ring {
     /// The open files that may be closed, in no particular order.
@@ -75,7 +78,8 @@ impl FileCache {
         self.cached(path, None)
     }
 
-    /// An open file as a cached one; `path` is where it will be opened again. Its writes count as not yet synced.
+    /// An open file as a cached one; `path` is where it will be opened again. Its writes count as
+    /// not yet synced.
     pub fn adopt(self: &Arc<Self>, path: PathBuf, file: Arc<dyn File>) -> CachedFile {
         self.reserve();
         let cached = self.cached(path, Some(Arc::new(TrackedFile::new(file, true))));
@@ -91,7 +95,8 @@ impl FileCache {
     fn cached(self: &Arc<Self>, path: PathBuf, file: Option<Arc<TrackedFile>>) -> CachedFile {
         let entry = Entry {
             state: Mutex::new(State { path, file, keep_open: false }),
-            used: AtomicBool::new(true),
+            // Not used yet: a file that is used once and never again must not push out the others.
+            used: AtomicBool::new(false),
             slot: AtomicUsize::new(NOT_IN_RING),
         };
         CachedFile { cache: self.clone(), entry: Arc::new(entry) }
@@ -104,7 +109,8 @@ impl FileCache {
         }
         let unsynced = self.ring.lock().find_unsynced();
         if let Some(file) = unsynced {
-            // A failure is not lost: the file remembers it, stays open, and fails its owner's next sync.
+            // A failure is not lost: the file remembers it, stays open, and fails its owner's next
+            // sync.
             let synced = file.sync_data();
             drop(file);
             if synced.is_ok() && self.try_reserve() {
@@ -126,7 +132,8 @@ impl FileCache {
         let reserved = ring.open < self.cap;
         ring.open += usize::from(reserved);
         drop(ring);
-        drop(closed); // Closing may take long: not under the lock, but before the caller opens another.
+        // Closing may take long: not under the lock, but before the caller opens another.
+        drop(closed);
         reserved
     }
 
@@ -187,7 +194,7 @@ impl Ring {
         self.entries.iter().find_map(|entry| {
             let state = entry.state.try_lock()?;
             let candidate = !state.keep_open && state.is_idle() && state.is_unsynced();
-            state.file.clone().filter(|_| candidate)
+            state.file.clone().filter(|file| candidate && !*file.sync_failed.lock())
         })
     }
 
@@ -204,7 +211,8 @@ impl Ring {
 }
 
 impl State {
-    /// Nobody but the cache holds the open file. Stays true while the state is locked: handles are given out under it.
+    /// Nobody but the cache holds the open file. Stays true while the state is locked: handles are
+    /// given out under it.
     fn is_idle(&self) -> bool {
         self.file.as_ref().is_some_and(|file| Arc::strong_count(file) == 1)
     }
@@ -215,7 +223,8 @@ impl State {
 }
 
 impl CachedFile {
-    /// The open file, opened now if need be. Hold it for one operation, not longer: it counts as in use.
+    /// The open file, opened now if need be. Hold it for one operation, not longer: it counts as in
+    /// use.
     pub fn get(&self) -> io::Result<Arc<dyn File>> {
         if let Some(file) = &self.entry.state.lock().file {
             // Not stored again when set already: the cache line then stays shared between readers.
@@ -227,8 +236,8 @@ impl CachedFile {
         self.open()
     }
 
-    /// Opens the file if need be and keeps it open from now on: to be called before its path is renamed over or
-    /// removed while readers still need it.
+    /// Opens the file if need be and keeps it open from now on: to be called before its path is
+    /// renamed over or removed while readers still need it.
     pub fn keep_open(&self) -> io::Result<()> {
         loop {
             // Held while marking, so that the file cannot be closed in between.
@@ -265,7 +274,6 @@ impl CachedFile {
         };
         state.file = Some(file.clone());
         drop(state);
-        self.entry.used.store(true, Ordering::Relaxed);
         self.cache.enter(&self.entry);
         Ok(file)
     }
@@ -293,8 +301,8 @@ impl Drop for CachedFile {
 struct TrackedFile {
     file: Arc<dyn File>,
     unsynced: AtomicBool,
-    /// Set by a failed sync, for ever. Locked during a sync: the kernel reports a failure to one of two simultaneous
-    /// syncs of a handle only, and the other must not pass for a success.
+    /// Set by a failed sync, for ever. Locked during a sync: the kernel reports a failure to one of
+    /// two simultaneous syncs of a handle only, and the other must not pass for a success.
     sync_failed: Mutex<bool>,
 }
 

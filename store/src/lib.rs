@@ -17,7 +17,11 @@ mod name;
 mod node_file;
 mod options;
 mod shared;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod storage;
+#[cfg(test)]
+mod storage_tests;
 mod store;
 mod tasks;
 

@@ -1,12 +1,16 @@
 //! All file access of the engine: the [`Storage`] and [`File`] traits, and the real file system.
 //!
-//! What the engine may rely on, and what it may not, is what POSIX file systems give after a power loss:
+//! What the engine may rely on, and what it may not, is what POSIX file systems give after a power
+//! loss:
 //!
-//! * `sync_data` makes the file's bytes and length durable. It does not make the file's *name* durable.
-//! * `sync_dir` makes the names in that directory durable (created, renamed, removed); not in its parent.
-//! * Everything else may reach the disk in any order, wholly, in part (512-byte sectors) or not at all.
-//! * After a failed `sync_data` nothing is known about the writes since the last good one, and a later `sync_data`
-//!   that succeeds proves nothing about them.
+//! * `sync_data` makes the file's bytes and length durable. It does not make the file's *name*
+//!   durable.
+//! * `sync_dir` makes the names in that directory durable (created, renamed, removed); not in its
+//!   parent.
+//! * Everything else may reach the disk in any order, wholly, in part (512-byte sectors) or not at
+//!   all.
+//! * After a failed `sync_data` nothing is known about the writes since the last good one, and a
+//!   later `sync_data` that succeeds proves nothing about them.
 //!
 //! Errors are those of the operating system; the caller adds the path. A full disk is
 //! [`io::ErrorKind::StorageFull`] (or `QuotaExceeded`).
@@ -46,10 +50,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Creates a directory and its missing parents; no error if it exists.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
 
-    /// Removes a directory with everything in it. `NotFound` if it is missing. On error a part may be gone.
+    /// Removes a directory with everything in it. `NotFound` if it is missing. On error a part may
+    /// be gone.
     fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
 
-    /// The names in a directory, sorted. `NotFound` if it is missing; `InvalidData` for a name that is not UTF-8.
+    /// The names in a directory, sorted. `NotFound` if it is missing; `InvalidData` for a name that
+    /// is not UTF-8.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
 
     /// The length of a file in bytes; `None` if it is missing.
@@ -58,15 +64,17 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Makes the names in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
-    /// Takes the lock of the existing directory `dir` (its file `lock`) for this process, until the result is dropped.
-    /// `WouldBlock`, with the holder's process id in the message, if it is taken.
+    /// Takes the lock of the existing directory `dir` (its file `lock`) for this process, until the
+    /// result is dropped. `WouldBlock`, with the holder's process id in the message, if it is
+    /// taken.
     fn lock_dir(&self, dir: &Path) -> io::Result<Box<dyn DirLock>>;
 }
 
 /// An open file. All methods can be called from several threads at once.
-#[allow(clippy::len_without_is_empty)] // `len` asks the system and can fail; nobody asks for emptiness.
+#[allow(clippy::len_without_is_empty)] // `len` asks the system and can fail.
 pub trait File: Send + Sync + fmt::Debug {
-    /// Reads at `offset` into `buf` and returns how many bytes were read: fewer than `buf.len()` only at the file's end.
+    /// Reads at `offset` into `buf` and returns how many bytes were read: fewer than `buf.len()`
+    /// only at the file's end.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Fills `buf` from `offset`; `UnexpectedEof` if the file ends before.
@@ -79,7 +87,8 @@ pub trait File: Send + Sync + fmt::Debug {
         Err(io::Error::new(io::ErrorKind::UnexpectedEof, message))
     }
 
-    /// Writes all of `buf` at `offset`; a gap behind the old end reads as zeros. On error, anything may be in that range.
+    /// Writes all of `buf` at `offset`; a gap behind the old end reads as zeros. On error, anything
+    /// may be in that range.
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
 
     /// Cuts or extends the file to `len` bytes; new bytes read as zeros.
@@ -91,8 +100,9 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Makes the file's bytes and length durable (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
 
-    /// Reserves space for the first `len` bytes, so that writing them cannot fail for lack of space. Extends a shorter
-    /// file to `len`; never cuts one; new bytes read as zeros. Where the file system cannot reserve, only extends.
+    /// Reserves space for the first `len` bytes, so that writing them cannot fail for lack of
+    /// space. Extends a shorter file to `len`; never cuts one; new bytes read as zeros. Where the
+    /// file system cannot reserve, only extends.
     fn allocate(&self, len: u64) -> io::Result<()>;
 }
 
@@ -102,7 +112,8 @@ pub trait DirLock: Send + Sync + fmt::Debug {}
 /// The name of the lock file in a locked directory.
 pub(crate) const LOCK_FILE: &str = "lock";
 
-/// The error of [`Storage::lock_dir`] for a directory that `holder` (a process id, if known) has locked.
+/// The error of [`Storage::lock_dir`] for a directory that `holder` (a process id, if known) has
+/// locked.
 pub(crate) fn locked_error(dir: &Path, holder: Option<u32>) -> io::Error {
     let holder = holder.map_or("another process".to_string(), |pid| format!("process {pid}"));
     let message =
@@ -179,10 +190,11 @@ impl Storage for OsStorage {
             }
             Err(fs::TryLockError::Error(e)) => return Err(e),
         }
-        // The pid only serves the message above: failing to write it (a full disk) must not keep a node from starting.
+        // The pid only serves the message above: failing to write it (a full disk) must not keep a
+        // node from starting.
         let pid_written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
         if let Err(error) = pid_written {
-            tracing::warn!(dir = %dir.display(), %error, "cannot write the process id to the lock file");
+            tracing::warn!(dir = %dir.display(), %error, "cannot write the lock file");
         }
         Ok(Box::new(OsDirLock { _file: file }))
     }
@@ -195,7 +207,8 @@ fn read_pid(file: &mut fs::File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Holds the lock through the open file: the kernel releases it when the file is closed, also when the process dies.
+/// Holds the lock through the open file: the kernel releases it when the file is closed, also when
+/// the process dies.
 #[derive(Debug)]
 struct OsDirLock {
     _file: fs::File,
@@ -252,7 +265,8 @@ impl File for OsFile {
     }
 }
 
-/// Reserves the first `len` bytes; `Unsupported` where the system or the file system has no such call.
+/// Reserves the first `len` bytes; `Unsupported` where the system or the file system has no such
+/// call.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn reserve(file: &fs::File, len: u64) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
@@ -267,7 +281,8 @@ fn reserve(file: &fs::File, len: u64) -> io::Result<()> {
     }
 }
 
-/// Reserves the first `len` bytes; `Unsupported` where the system or the file system has no such call.
+/// Reserves the first `len` bytes; `Unsupported` where the system or the file system has no such
+/// call.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn reserve(_file: &fs::File, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())

@@ -1,0 +1,59 @@
+//! A clock that stands still until a test moves it.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::clock::Clock;
+
+/// A clock moved by [`SimClock::advance`]. It starts at 0, with the wall clock at 1970-01-01.
+#[derive(Debug, Default)]
+pub struct SimClock {
+    now_ns: AtomicU64,
+    wall_offset_ms: AtomicI64,
+}
+
+impl SimClock {
+    /// A clock at 0.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Moves both clocks forward.
+    pub fn advance(&self, by: Duration) {
+        let by = u64::try_from(by.as_nanos()).expect("BUG: a test advances the clock by centuries");
+        self.now_ns.fetch_add(by, Ordering::SeqCst);
+    }
+
+    /// Makes the wall clock show `now` plus `offset_ms`; it may go back.
+    pub fn set_wall_offset_ms(&self, offset_ms: i64) {
+        self.wall_offset_ms.store(offset_ms, Ordering::SeqCst);
+    }
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.now_ns.load(Ordering::SeqCst))
+    }
+
+    fn wall_ms(&self) -> i64 {
+        let now_ms = i64::try_from(self.now().as_millis()).unwrap_or(i64::MAX);
+        now_ms.saturating_add(self.wall_offset_ms.load(Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_advance_moves_the_monotonic_clock() {
+        let clock = SimClock::new();
+        clock.advance(Duration::from_millis(1500));
+        clock.set_wall_offset_ms(-10_000);
+        assert_eq!(clock.now(), Duration::from_millis(1500));
+        assert_eq!(clock.wall_ms(), -8500);
+        clock.set_wall_offset_ms(1_700_000_000_000);
+        assert_eq!(clock.now(), Duration::from_millis(1500));
+        assert_eq!(clock.wall_ms(), 1_700_000_001_500);
+    }
+}
