@@ -143,13 +143,7 @@ impl Db {
     /// Prepares the next segment ahead of its use.
     pub(crate) fn prepare_spare(&self) -> Result<()> {
         let _alone = self.folding.lock();
-        let (path, capacity) = {
-            let log = self.log.lock();
-            if !log.wants_spare() {
-                return Ok(());
-            }
-            log.spare_wanted()
-        };
+        let Some((path, capacity)) = self.log.lock().begin_spare() else { return Ok(()) };
         let file = self.shared.storage.open(&path, OpenMode::CreateNew).at("create", &path)?;
         file.allocate(capacity).at("create", &path)?;
         if self.syncs_commits.load(Ordering::Relaxed) {

@@ -206,10 +206,10 @@ impl Log {
     }
 
     fn begin_segment(&mut self, least: u64, first: Txid) -> Result<Segment> {
-        let capacity = self.next_capacity().max(least.next_multiple_of(4096));
+        let least = least.next_multiple_of(4096);
         let path = self.dir.join(format!("{first}.seg"));
         let storage = &self.shared.storage;
-        let spare = self.spare.filter(|&spare| spare >= capacity);
+        let spare = self.spare.filter(|&spare| spare >= least);
         let file = match spare {
             Some(_) => {
                 let from = self.dir.join(SPARE);
@@ -219,7 +219,7 @@ impl Log {
             }
             None => storage.open(&path, OpenMode::CreateNew).at("create", &path)?,
         };
-        let capacity = spare.unwrap_or(capacity);
+        let capacity = spare.unwrap_or_else(|| self.next_capacity().max(least));
         let header = SegmentHeader {
             generation: self.generation,
             first,
@@ -263,13 +263,23 @@ impl Log {
     /// True if a commit would soon have to wait for a new segment to be created.
     pub(crate) fn wants_spare(&self) -> bool {
         let half_full = |tail: &Arc<Segment>| tail.end() > tail.capacity / 2;
-        self.spare.is_none() && self.segments.back().is_some_and(half_full)
+        self.spare.is_none_or(|spare| spare < self.spare_capacity())
+            && self.segments.back().is_some_and(half_full)
     }
 
-    /// The path and size of the spare to prepare.
-    pub(crate) fn spare_wanted(&self) -> (PathBuf, u64) {
+    fn spare_capacity(&self) -> u64 {
         let tail = self.segments.back().map_or(FIRST_CAPACITY, |tail| tail.capacity);
-        (self.dir.join(SPARE), (tail * GROWTH).clamp(FIRST_CAPACITY, MAX_CAPACITY))
+        (tail * GROWTH).clamp(FIRST_CAPACITY, MAX_CAPACITY)
+    }
+
+    /// The path and size of the spare to prepare, if one is wanted. There is none until
+    /// [`Log::note_spare`], so that nobody uses what is being written.
+    pub(crate) fn begin_spare(&mut self) -> Option<(PathBuf, u64)> {
+        let wanted = self.wants_spare();
+        wanted.then(|| {
+            self.spare = None;
+            (self.dir.join(SPARE), self.spare_capacity())
+        })
     }
 
     /// Takes note that the spare is there.
