@@ -13,7 +13,7 @@ use crate::error::IoContext;
 use crate::gate::WriteGate;
 use crate::node_file::NodeFile;
 use crate::shared::{Shared, Subscription};
-use crate::{Database, DbName, DirLock, Error, Options, Result};
+use crate::{Database, DbName, DirLock, Error, Options, Result, Storage};
 
 /// What happened in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,14 +98,13 @@ impl Store {
         let dir = dir.as_ref().to_path_buf();
         let storage = options.storage.clone();
         let dbs = dir.join("dbs");
-        storage.create_dir_all(&dbs).at("create", &dbs)?;
+        create_dir_durably(storage.as_ref(), &dbs)?;
         let lock = match storage.lock_dir(&dir) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 return Err(Error::Locked { dir, reason: e.to_string() });
             }
             lock => lock.at("lock", &dir)?,
         };
-        storage.sync_dir(&dir).at("sync", &dir)?;
         let node = NodeFile::open(storage.as_ref(), &dir, options.node_id)?;
         let shared = Arc::new(Shared::new(dir, options, node));
         let mut databases = BTreeMap::new();
@@ -267,6 +266,19 @@ impl Inner {
         *self.lock.lock() = None;
         outcome
     }
+}
+
+/// Creates a directory and its missing parents, and makes the names of those it made durable.
+fn create_dir_durably(storage: &dyn Storage, dir: &Path) -> Result<()> {
+    let missing: Vec<&Path> =
+        dir.ancestors().take_while(|dir| storage.list(dir).is_err()).collect();
+    storage.create_dir_all(dir).at("create", dir)?;
+    for made in missing {
+        let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        storage.sync_dir(parent).at("sync", parent)?;
+    }
+    Ok(())
 }
 
 impl Drop for Inner {

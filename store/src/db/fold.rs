@@ -24,6 +24,10 @@ const RUN_LEN: usize = 1 << 20;
 /// Pages that leave the index under one lock.
 const BATCH: usize = 1024;
 
+/// What a spare segment is filled with, piece by piece: the kernel caches a file in pieces as large
+/// as the writes that made it, and a commit's small write would then dirty a large piece.
+const ZEROS: [u8; 4096] = [0; 4096];
+
 /// What one fold does.
 struct Plan {
     target: StateAt,
@@ -147,12 +151,9 @@ impl Db {
         let file = self.shared.storage.open(&path, OpenMode::CreateNew).at("create", &path)?;
         file.allocate(capacity).at("create", &path)?;
         if self.syncs_commits.load(Ordering::Relaxed) {
-            let zeros = vec![0; RUN_LEN];
-            let mut offset = 0;
-            while offset < capacity {
-                let len = (capacity - offset).min(RUN_LEN as u64);
-                file.write_all_at(&zeros[..len as usize], offset).at("write", &path)?;
-                offset += len;
+            for offset in (0..capacity).step_by(ZEROS.len()) {
+                let len = ZEROS.len().min((capacity - offset) as usize);
+                file.write_all_at(&ZEROS[..len], offset).at("write", &path)?;
             }
             file.sync_data().at("sync", &path)?;
         }
