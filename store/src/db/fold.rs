@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 
 use litefs_ltx::{Checksum, PageSize, Pgno, Txid};
 
+use super::log::MAX_CAPACITY;
 use super::published::{StateAt, Version};
 use super::{Content, Db, sums};
 use crate::error::IoContext;
@@ -46,7 +47,7 @@ impl Db {
             self.fold_to(&content, target)?;
             self.folds.fetch_add(1, Ordering::Relaxed);
         }
-        self.retire()
+        self.retire(0)
     }
 
     /// Chooses the target, and lets no snapshot be taken below it any more.
@@ -129,8 +130,9 @@ impl Db {
         Ok(())
     }
 
-    /// Removes log segments below the mark that are too old or make the log too large.
-    fn retire(&self) -> Result<()> {
+    /// Removes log segments below the mark that are too old, or would make the log too large if it
+    /// grew by `growth` bytes.
+    fn retire(&self, growth: u64) -> Result<()> {
         let options = &self.shared.options;
         let mark = self.content().published.read().mark;
         let base_len =
@@ -139,7 +141,7 @@ impl Db {
         let now = self.shared.clock.now();
         let mut log = self.log.lock();
         log.retire(mark.pos.txid, |segment, total| {
-            total > bound || segment.age(now) > options.retention
+            total + growth > bound || segment.age(now) > options.retention
         })?;
         Ok(())
     }
@@ -147,6 +149,11 @@ impl Db {
     /// Prepares the next segment ahead of its use.
     pub(crate) fn prepare_spare(&self) -> Result<()> {
         let _alone = self.folding.lock();
+        if !self.log.lock().wants_spare() {
+            return Ok(());
+        }
+        // The best spare is a segment that has to go: its space has been written before.
+        self.retire(MAX_CAPACITY)?;
         let Some((path, capacity)) = self.log.lock().begin_spare() else { return Ok(()) };
         let file = self.shared.storage.open(&path, OpenMode::CreateNew).at("create", &path)?;
         file.allocate(capacity).at("create", &path)?;
