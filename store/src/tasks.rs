@@ -15,7 +15,7 @@ use crate::db::Db;
 /// Threads for all databases of a store.
 const THREADS: usize = 4;
 /// Log bytes above the mark that make a fold urgent.
-const FOLD_BYTES: u64 = 8 << 20;
+const FOLD_BYTES: u64 = 16 << 20;
 /// A quiet database is folded after this time, so that it holds no index in memory.
 const FOLD_IDLE: Duration = Duration::from_secs(5);
 /// Time before work that failed is tried again.
