@@ -8,6 +8,7 @@
 mod commits;
 mod database;
 mod reads;
+mod replication;
 mod report;
 mod start;
 
@@ -17,13 +18,15 @@ use report::Report;
 
 type Bench = fn(&std::path::Path, &mut Report);
 
-const BENCHES: [(&str, Bench); 6] = [
+const BENCHES: [(&str, Bench); 8] = [
     ("disk", commits::disk),
     ("commits", commits::single_rows),
     ("bulk", commits::bulk),
     ("reads", reads::points),
     ("beside", reads::beside_a_writer),
     ("start", start::open_a_gigabyte),
+    ("delay", replication::delay),
+    ("catchup", replication::catching_up),
 ];
 
 fn main() {
