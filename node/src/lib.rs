@@ -1,1 +1,19 @@
-//! Placeholder while the workspace is set up.
+//! SQLite that replicates itself: the litefs node, as a library and a daemon.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod http;
+pub mod lease;
+pub mod logging;
+mod metrics;
+mod node;
+pub mod replication;
+pub mod sockets;
+pub mod tls;
+
+pub use config::{Config, ConfigError};
+pub use lease::Primary;
+pub use node::{Node, NodeError};
+pub use replication::serve::ConnectedReplica;

@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     Sync,
     Fold,
     Spare,
+    /// Looks again at segments that may have become too old.
+    Retain,
 }
 
 #[derive(Debug)]
@@ -114,7 +116,9 @@ impl Tasks {
     pub(crate) fn stop(&self) {
         self.inner.state.lock().stopped = true;
         self.inner.changed.notify_all();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
+        // Not joined under the lock: a thread may be queuing its next task, which takes it.
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
             // The last owner of a store may be a callback on one of these threads.
             if thread.thread().id() != thread::current().id() {
                 let _ = thread.join();
@@ -159,12 +163,10 @@ impl Db {
         if durability == Durability::Normal && !self.sync_queued.swap(true, Ordering::AcqRel) {
             tasks.queue(self, Kind::Sync, self.shared.options.sync_interval);
         }
-        let urgent = unfolded >= FOLD_BYTES;
-        let queued = self.fold_queued.swap(true, Ordering::AcqRel);
-        if urgent && !self.fold_urgent.swap(true, Ordering::AcqRel) {
+        if unfolded < FOLD_BYTES {
+            self.queue_fold(FOLD_IDLE);
+        } else if !self.fold_urgent.swap(true, Ordering::AcqRel) {
             tasks.queue(self, Kind::Fold, Duration::ZERO);
-        } else if !queued {
-            tasks.queue(self, Kind::Fold, FOLD_IDLE);
         }
         if self.log.lock().wants_spare() && !self.spare_queued.swap(true, Ordering::AcqRel) {
             tasks.queue(self, Kind::Spare, Duration::ZERO);
@@ -172,47 +174,61 @@ impl Db {
     }
 
     fn do_work(self: &Arc<Self>, kind: Kind) {
+        let queued = match kind {
+            Kind::Sync => &self.sync_queued,
+            Kind::Fold => &self.fold_queued,
+            Kind::Spare => &self.spare_queued,
+            Kind::Retain => &self.retention_queued,
+        };
+        queued.store(false, Ordering::Release);
         let done = match kind {
-            Kind::Sync => {
-                self.sync_queued.store(false, Ordering::Release);
-                self.sync_log()
-            }
-            Kind::Fold => {
-                self.fold_queued.store(false, Ordering::Release);
+            Kind::Sync => self.sync_log(),
+            Kind::Spare => self.prepare_spare(),
+            Kind::Fold | Kind::Retain => {
                 self.fold_urgent.store(false, Ordering::Release);
                 self.fold()
             }
-            Kind::Spare => {
-                let done = self.prepare_spare();
-                self.spare_queued.store(false, Ordering::Release);
-                done
-            }
         };
         match done {
-            Ok(()) => self.queue_retention(kind),
+            Ok(()) => self.queue_rest(kind),
             // A poisoned or quarantined database waits for its repair.
             Err(_) if self.check_well().is_err() => {}
             Err(error) => {
                 tracing::warn!(db = %self.name, %error, ?kind, "background work failed; will retry");
-                if kind == Kind::Fold && !self.fold_queued.swap(true, Ordering::AcqRel) {
-                    self.shared.tasks.queue(self, Kind::Fold, RETRY);
-                }
+                self.queue_fold(RETRY);
             }
         }
     }
 
-    /// Sealed segments are looked at again when they may have become too old.
-    fn queue_retention(self: &Arc<Self>, kind: Kind) {
+    /// After a fold: what it left, because of a pinned snapshot or because it is too young to go.
+    fn queue_rest(self: &Arc<Self>, kind: Kind) {
+        if !matches!(kind, Kind::Fold | Kind::Retain) {
+            return;
+        }
+        if self.unfolded() > 0 {
+            self.queue_fold(FOLD_IDLE);
+        }
         let more_than_one = self.log.lock().segments().nth(1).is_some();
-        if kind == Kind::Fold && more_than_one && !self.fold_queued.swap(true, Ordering::AcqRel) {
+        if more_than_one && !self.retention_queued.swap(true, Ordering::AcqRel) {
             let wait = self.shared.options.retention.max(FOLD_IDLE);
-            self.shared.tasks.queue(self, Kind::Fold, wait);
+            self.shared.tasks.queue(self, Kind::Retain, wait);
         }
     }
 
-    /// A snapshot that held back the fold is gone.
+    fn queue_fold(self: &Arc<Self>, delay: Duration) {
+        if !self.fold_queued.swap(true, Ordering::AcqRel) {
+            self.shared.tasks.queue(self, Kind::Fold, delay);
+        }
+    }
+
+    fn unfolded(&self) -> u64 {
+        self.content().published.read().unfolded
+    }
+
+    /// The oldest snapshot is gone, and a fold has been waiting for it.
     pub(crate) fn unblock_fold(self: &Arc<Self>) {
-        if !self.fold_urgent.swap(true, Ordering::AcqRel) {
+        let urgent = self.unfolded() >= FOLD_BYTES;
+        if urgent && !self.fold_urgent.swap(true, Ordering::AcqRel) {
             self.shared.tasks.queue(self, Kind::Fold, Duration::ZERO);
         }
     }

@@ -111,17 +111,17 @@ pub(crate) struct Log {
     last: Txid,
     /// The last transaction known to be on disk.
     synced: Txid,
-    /// How often the end has been moved back.
-    taken_back: u64,
     spare: Option<u64>,
+    /// How often records were taken off the end.
+    cuts: u64,
 }
 
-/// What is not known to be on disk.
+/// What a sync of the log has to reach.
 #[derive(Debug)]
 pub(crate) struct Unsynced {
     segment: Arc<Segment>,
     last: Txid,
-    taken_back: u64,
+    cuts: u64,
 }
 
 impl Unsynced {
@@ -151,8 +151,8 @@ impl Log {
             tail_open: false,
             last,
             synced,
-            taken_back: 0,
             spare: None,
+            cuts: 0,
         }
     }
 
@@ -206,11 +206,11 @@ impl Log {
 
     /// Takes the newest frame, which nobody has seen yet, off the end again, durably.
     pub(crate) fn take_back(&mut self, place: &Place, last: Txid) -> Result<()> {
+        self.cuts += 1;
         erase_frame(place)?;
         place.segment.set_end(place.offset, last);
         self.last = last;
         self.synced = self.synced.min(last);
-        self.taken_back += 1;
         Ok(())
     }
 
@@ -225,13 +225,13 @@ impl Log {
             return Ok(None);
         }
         let segment = tail.clone();
-        Ok(Some(Unsynced { segment, last: self.last, taken_back: self.taken_back }))
+        Ok(Some(Unsynced { segment, last: self.last, cuts: self.cuts }))
     }
 
     /// Takes note that what was to be synced has been.
     pub(crate) fn note_synced(&mut self, synced: &Unsynced) {
         // Another record may have taken the place of one that was taken back meanwhile.
-        if synced.taken_back == self.taken_back {
+        if synced.cuts == self.cuts {
             self.synced = self.synced.max(synced.last);
         }
     }
@@ -378,10 +378,10 @@ impl Log {
     pub(crate) fn restart(&mut self, generation: u64, last: Txid) {
         self.segments.clear();
         self.generation = generation;
+        self.cuts += 1;
         self.tail_open = false;
         self.last = last;
         self.synced = last;
-        self.taken_back += 1;
     }
 
     /// Cuts the log, durably, after the frame that ends at `end` of `segment`, with transaction
@@ -396,9 +396,9 @@ impl Log {
             storage.sync_dir(&self.dir).at("sync", &self.dir)?;
             self.segments.pop_back();
         }
+        self.cuts += 1;
         self.tail_open = false;
         self.last = last;
-        self.taken_back += 1;
         self.copy_tail(end)
     }
 

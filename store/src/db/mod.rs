@@ -92,6 +92,7 @@ pub(crate) struct Db {
     pub fold_queued: AtomicBool,
     pub fold_urgent: AtomicBool,
     pub spare_queued: AtomicBool,
+    pub retention_queued: AtomicBool,
     /// True while a pinned snapshot holds back the fold.
     pub fold_blocked: AtomicBool,
     pub sync_queued: AtomicBool,
@@ -146,6 +147,7 @@ impl Db {
             fold_queued: AtomicBool::new(false),
             fold_urgent: AtomicBool::new(false),
             spare_queued: AtomicBool::new(false),
+            retention_queued: AtomicBool::new(false),
             fold_blocked: AtomicBool::new(false),
             sync_queued: AtomicBool::new(false),
             syncs_commits: AtomicBool::new(false),

@@ -1,0 +1,127 @@
+//! Talks to a node's HTTP API: one connection for each request.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+
+use super::CliError;
+use crate::config::Endpoint;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest answer that is kept in memory: `/info` of 10,000 databases is about 3 MB.
+const TEXT_MAX: usize = 64 << 20;
+
+/// A node's API.
+pub(super) struct Client {
+    endpoint: Endpoint,
+    runtime: Runtime,
+}
+
+impl Client {
+    pub(super) fn new(url: &str) -> Result<Self, CliError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { endpoint: url.parse()?, runtime })
+    }
+
+    /// Runs requests to their end.
+    pub(super) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// Sends a request; any status but 200 is an error with the node's own words.
+    pub(super) async fn send<B>(
+        &self,
+        method: &str,
+        path_and_query: &str,
+        length: Option<u64>,
+        body: B,
+    ) -> Result<Response<Incoming>, CliError>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let stream = self.connect().await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.failed(&e))?;
+        // Its errors reach the request.
+        tokio::spawn(connection);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path_and_query)
+            .header("host", format!("{}:{}", self.endpoint.host(), self.endpoint.port()));
+        if let Some(length) = length {
+            request = request.header("content-length", length);
+        }
+        let request = request.body(body).map_err(|e| CliError::new(e.to_string()))?;
+        let response = sender.send_request(request).await.map_err(|e| self.failed(&e))?;
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        let status = response.status();
+        let text = read_text(response).await.unwrap_or_default();
+        let text = if text.trim().is_empty() { status.to_string() } else { text };
+        Err(CliError::new(format!("{}: {}", self.endpoint, text.trim())))
+    }
+
+    async fn connect(&self) -> Result<TcpStream, CliError> {
+        let (host, port) = (self.endpoint.host(), self.endpoint.port());
+        let connecting = TcpStream::connect((host, port));
+        let result = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        result.map_err(|e| {
+            CliError::new(format!(
+                "no node answers at {}: {e}; is it running, and is --url its http.addr?",
+                self.endpoint
+            ))
+        })
+    }
+
+    pub(super) fn failed(&self, error: &dyn std::fmt::Display) -> CliError {
+        CliError::new(format!("the connection to {} broke: {error}", self.endpoint))
+    }
+}
+
+/// The whole body as text.
+pub(super) async fn read_text(response: Response<Incoming>) -> Result<String, CliError> {
+    let body = Limited::new(response.into_body(), TEXT_MAX);
+    let bytes = body.collect().await.map_err(|e| CliError::new(e.to_string()))?.to_bytes();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Percent-encodes a query value.
+pub(super) fn query_value(text: &str) -> String {
+    let encode = |b: u8| match b {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+            char::from(b).to_string()
+        }
+        _ => format!("%{b:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_become_another_request() {
+        assert_eq!(query_value("a b&x=1/ü.db"), "a%20b%26x%3D1%2F%C3%BC.db");
+    }
+
+    #[test]
+    fn no_node_is_explained() {
+        // A port that was free a moment ago, and that nobody is told of.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let client = Client::new(&format!("http://127.0.0.1:{port}")).unwrap();
+        let error = client.block_on(client.connect()).err().unwrap();
+        assert!(error.0.contains("no node answers") && error.0.contains("--url"), "{}", error.0);
+    }
+}

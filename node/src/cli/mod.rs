@@ -1,0 +1,171 @@
+//! The command line: LiteFS's verbs with LiteFS's flags (also with a single dash), and ours.
+//!
+//! Exit codes: 0 done, 1 failed (`ERROR: …` on stderr), 2 wrong usage.
+
+mod certs;
+mod client;
+mod export;
+mod import;
+mod ltx;
+mod mount;
+mod progress;
+mod source;
+mod status;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use litefs_store::{DbName, Store};
+
+/// The address at which the node on this host answers by default.
+const DEFAULT_URL: &str = "http://localhost:20202";
+
+/// What a command fails with: printed once, after `ERROR: `.
+type CliResult = Result<(), CliError>;
+
+/// A failure in words for the user.
+#[derive(Debug)]
+struct CliError(String);
+
+impl CliError {
+    fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Says what was being done when `error` happened.
+    fn during(doing: impl std::fmt::Display) -> impl Fn(std::io::Error) -> Self {
+        move |error| Self(format!("{doing}: {error}"))
+    }
+}
+
+macro_rules! cli_error_from {
+    ($($error:ty),+) => {$(
+        impl From<$error> for CliError {
+            fn from(error: $error) -> Self {
+                Self(error.to_string())
+            }
+        }
+    )+};
+}
+cli_error_from!(
+    crate::config::ConfigError,
+    crate::tls::TlsError,
+    crate::demo::DemoError,
+    crate::NodeError,
+    litefs_store::Error,
+    std::io::Error,
+    rusqlite::Error
+);
+
+#[derive(Parser)]
+#[command(name = "litefs-node", version, about = "SQLite that replicates itself")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a node
+    Mount(mount::MountArgs),
+    /// Show a node's role, lag and databases
+    Status(status::StatusArgs),
+    /// Replace or create a database from a SQLite file
+    Import(import::ImportArgs),
+    /// Write a database to a SQLite file
+    Export(export::ExportArgs),
+    /// Make the cluster's certificates
+    #[command(subcommand)]
+    Certs(certs::CertsCommand),
+    /// Look at transactions: .ltx files, or the log of a database
+    #[command(subcommand)]
+    Ltx(ltx::LtxCommand),
+    /// Show a primary and a replica at work
+    Demo,
+    /// Show the version
+    Version,
+}
+
+/// A database: on a running node, or in a data directory that no node uses.
+#[derive(Args)]
+struct Target {
+    /// The database's name
+    #[arg(long)]
+    name: String,
+    /// The node's HTTP address
+    #[arg(long, default_value = DEFAULT_URL, conflicts_with = "data_dir")]
+    url: String,
+    /// Open this data directory instead of asking a node
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+/// Parses the arguments, runs the command and reports what went wrong.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(accept_single_dashes(args)) {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Printing can only fail when nobody listens.
+            let _ = usage.print();
+            return ExitCode::from(if usage.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ERROR: {}", error.0);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> CliResult {
+    match command {
+        Command::Mount(args) => mount::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Certs(command) => certs::run(&command),
+        Command::Ltx(command) => ltx::run(&command),
+        Command::Demo => Ok(crate::demo::run(&mut std::io::stdout())?),
+        Command::Version => {
+            println!("litefs-node {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    }
+}
+
+/// LiteFS is written in Go, where `-config` means `--config`. Arguments after `--` stay.
+fn accept_single_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut ours = true;
+    let lengthen = |arg: OsString| {
+        ours &= arg != "--";
+        match arg.to_str().and_then(|text| text.strip_prefix('-')) {
+            Some(flag) if ours && flag.len() > 1 && !flag.starts_with('-') => {
+                format!("--{flag}").into()
+            }
+            _ => arg,
+        }
+    };
+    args.into_iter().map(lengthen).collect()
+}
+
+/// Opens a data directory that must exist already, so that a mistyped path makes no new one.
+fn open_data_dir(dir: &std::path::Path) -> Result<Store, CliError> {
+    if !dir.join("node.json").is_file() {
+        return Err(CliError::new(format!(
+            "{} is no data directory of a node: it holds no node.json",
+            dir.display()
+        )));
+    }
+    Ok(Store::open(dir)?)
+}
+
+fn parse_name(name: &str) -> Result<DbName, CliError> {
+    Ok(DbName::new(name)?)
+}
+
+#[cfg(test)]
+mod tests;

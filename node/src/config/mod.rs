@@ -1,0 +1,332 @@
+//! What a node is told: where its data lies, where it listens, who is primary.
+//!
+//! [`Config::new`] is enough for a program that embeds a node: a static primary on loopback.
+//! [`Config::from_file`] reads LiteFS's `litefs.yml` (see `yaml.rs` for the keys).
+
+mod endpoint;
+mod expand;
+mod units;
+mod yaml;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use litefs_store::{DbName, Durability};
+
+pub use endpoint::{Endpoint, parse_listen_addr};
+pub use units::{parse_duration, parse_size};
+
+use crate::tls::{TlsConfig, TlsFiles};
+
+/// The port that LiteFS and this project use when none is given, on TCP (HTTP) and UDP (QUIC).
+pub const DEFAULT_PORT: u16 = 20202;
+
+/// Why a configuration is refused: says what is wrong, in which line, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl ConfigError {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+/// Settings of a node. Build it with [`Config::new`], [`Config::from_yaml`] or
+/// [`Config::from_file`] and change fields as needed; [`Config::validate`] has the last word.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The data directory and how commits and the log are kept.
+    pub data: DataConfig,
+    /// Where the node listens.
+    pub http: HttpConfig,
+    /// How connections between nodes are protected.
+    pub tls: TlsConfig,
+    /// Who is primary.
+    pub lease: LeaseConfig,
+    /// What is logged, and how.
+    pub log: LogConfig,
+    /// Keys that were accepted for LiteFS's sake but change nothing here; logged at start.
+    pub notices: Vec<String>,
+}
+
+/// Section `data`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DataConfig {
+    /// The directory, owned by this process. Default in YAML: `/var/lib/litefs`.
+    pub dir: PathBuf,
+    /// Least durability of every commit; `Off` (the default) leaves it to each client's
+    /// `PRAGMA synchronous`.
+    pub durability: Durability,
+    /// How long records stay in the log after they are folded. Default: 10 minutes.
+    pub retention: Duration,
+    /// Bound on each database's log, in bytes; `None`: max(64 MiB, the database's size).
+    pub log_size: Option<u64>,
+}
+
+/// Section `http`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpConfig {
+    /// Address of the HTTP API (TCP) and of replication (QUIC, UDP). Default `127.0.0.1:20202`.
+    /// Port 0 lets the system choose.
+    pub addr: SocketAddr,
+}
+
+/// Section `lease`; only the static lease so far.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LeaseConfig {
+    /// True: this node is the primary. False: it is a replica of `advertise_url`.
+    pub candidate: bool,
+    /// The primary's name, as clients see it; on replicas too. `None`: the host's name on the
+    /// primary, the host of `advertise_url` on a replica.
+    pub hostname: Option<String>,
+    /// The primary's URL. Required on replicas.
+    pub advertise_url: Option<Endpoint>,
+    /// The databases that this replica keeps; empty: all.
+    pub databases: Vec<DbName>,
+    /// First wait before a replica connects again, at least 1 ms. Default: 1 s.
+    pub reconnect_delay: Duration,
+}
+
+/// Section `log`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Text or JSON lines. Default: text.
+    pub format: LogFormat,
+    /// Begin each text line with the time. JSON lines always have it.
+    pub timestamp: bool,
+    /// Log debug messages too.
+    pub debug: bool,
+}
+
+/// How a log line is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// A static primary on `data_dir`, on loopback at the default port.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data: DataConfig {
+                dir: data_dir.into(),
+                durability: Durability::Off,
+                retention: Duration::from_secs(600),
+                log_size: None,
+            },
+            http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into() },
+            tls: TlsConfig { files: None, insecure: false },
+            lease: LeaseConfig {
+                candidate: true,
+                hostname: None,
+                advertise_url: None,
+                databases: Vec::new(),
+                reconnect_delay: Duration::from_secs(1),
+            },
+            log: LogConfig { format: LogFormat::Text, timestamp: false, debug: false },
+            notices: Vec::new(),
+        }
+    }
+
+    /// Reads LiteFS's YAML, with the environment's variables expanded, and validates it.
+    pub fn from_yaml(text: &str) -> Result<Self, ConfigError> {
+        yaml::parse(text, "config", Some(&expand::process_env))
+    }
+
+    /// Like [`Config::from_yaml`], from a file; errors name it.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        Self::from_file_with(path.as_ref(), true)
+    }
+
+    /// Like [`Config::from_file`]; `expand_env` false leaves `$` alone.
+    pub fn from_file_with(path: &Path, expand_env: bool) -> Result<Self, ConfigError> {
+        let origin = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| ConfigError::new(format!("cannot read the config file {origin}: {e}")))?;
+        let env: yaml::Env<'_> = if expand_env { Some(&expand::process_env) } else { None };
+        yaml::parse(&text, &origin, env)
+    }
+
+    /// Makes this node a replica of the primary at `url`, such as `http://10.0.0.1:20202`.
+    pub fn replica_of(mut self, url: &str) -> Result<Self, ConfigError> {
+        self.lease.candidate = false;
+        self.lease.advertise_url = Some(url.parse()?);
+        Ok(self)
+    }
+
+    /// Changes the address, such as `127.0.0.1:0`.
+    pub fn listen(mut self, addr: SocketAddr) -> Self {
+        self.http.addr = addr;
+        self
+    }
+
+    /// Uses the certificates that `litefs-node certs` wrote.
+    pub fn with_tls(mut self, files: TlsFiles) -> Self {
+        self.tls.files = Some(files);
+        self
+    }
+
+    /// Checks what no single field shows: a replica needs a primary, and an address that other
+    /// hosts reach needs certificates.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_lease()?;
+        if self.tls.insecure && self.tls.files.is_some() {
+            return Err(ConfigError::new(
+                "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or \
+                 the others",
+            ));
+        }
+        match self.exposed_address() {
+            Some(exposed) if self.tls.files.is_none() && !self.tls.insecure => {
+                Err(ConfigError::new(how_to_get_certificates(&exposed, &self.own_name())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the HTTP API listens: `http.addr`, or loopback at the same port when `http.addr` is
+    /// open to other hosts, because the API has no authentication yet; `tls.insecure: true`
+    /// opens it.
+    pub fn api_addr(&self) -> SocketAddr {
+        let addr = self.http.addr;
+        if is_loopback(addr.ip()) || self.tls.insecure {
+            return addr;
+        }
+        (Ipv4Addr::LOCALHOST, addr.port()).into()
+    }
+
+    /// The name under which clients know the primary (`lease.hostname` or its default).
+    pub fn primary_hostname(&self) -> String {
+        match (&self.lease.hostname, &self.lease.advertise_url) {
+            (Some(name), _) => name.clone(),
+            (None, Some(url)) if !self.lease.candidate => url.host().to_owned(),
+            _ => self.own_name(),
+        }
+    }
+
+    fn own_name(&self) -> String {
+        os_hostname().unwrap_or_else(|| "localhost".to_owned())
+    }
+
+    fn validate_lease(&self) -> Result<(), ConfigError> {
+        let lease = &self.lease;
+        if !lease.candidate && lease.advertise_url.is_none() {
+            return Err(ConfigError::new(
+                "lease.candidate is false, so lease.advertise-url must be the primary's URL, \
+                 such as http://10.0.0.1:20202",
+            ));
+        }
+        if lease.candidate && !lease.databases.is_empty() {
+            return Err(ConfigError::new(
+                "lease.databases limits what a replica keeps, but lease.candidate is true: \
+                 set lease.candidate to false or remove lease.databases",
+            ));
+        }
+        if lease.reconnect_delay < Duration::from_millis(1) {
+            return Err(ConfigError::new("lease.reconnect-delay must be at least 1ms"));
+        }
+        Ok(())
+    }
+
+    /// The setting through which other hosts reach this node, or it them.
+    fn exposed_address(&self) -> Option<String> {
+        if !is_loopback(self.http.addr.ip()) {
+            return Some(format!("http.addr {}", self.http.addr));
+        }
+        let primary = self.lease.advertise_url.as_ref().filter(|_| !self.lease.candidate)?;
+        (!primary.is_loopback()).then(|| format!("the primary {primary}"))
+    }
+}
+
+/// True for 127.0.0.0/8 and ::1, also when written as an IPv4-mapped IPv6 address.
+pub fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+/// The host's name, if it has a readable one.
+pub(crate) fn os_hostname() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
+    (!name.is_empty()).then_some(name)
+}
+
+fn how_to_get_certificates(exposed: &str, node: &str) -> String {
+    format!(
+        "{exposed} is reachable from other hosts, so replication needs certificates. Type, once \
+         for the cluster and once for each node:\n\
+         \x20   litefs-node certs init --dir certs\n\
+         \x20   litefs-node certs issue --dir certs {node}\n\
+         and put ca.crt and this node's two files on this host, with these lines in the config:\n\
+         \x20   tls:\n\
+         \x20     ca: certs/ca.crt\n\
+         \x20     cert: certs/{node}.crt\n\
+         \x20     key: certs/{node}.key\n\
+         On a private network that you trust, `tls.insecure: true` does without."
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_default_is_valid_and_stays_on_loopback() {
+        let config = Config::new("/tmp/x");
+        config.validate().unwrap();
+        assert_eq!(config.http.addr, "127.0.0.1:20202".parse().unwrap());
+        assert_eq!(config.api_addr(), config.http.addr);
+        assert!(config.lease.candidate);
+    }
+
+    #[test]
+    fn an_open_address_without_certificates_is_refused_with_what_to_type() {
+        for addr in ["0.0.0.0:20202", "10.1.2.3:1", "[::]:20202", "[::ffff:10.0.0.1]:1"] {
+            let config = Config::new("/tmp/x").listen(addr.parse().unwrap());
+            let text = config.validate().unwrap_err().to_string();
+            for needed in [addr, "certs init", "certs issue", "tls:", "ca.crt", "tls.insecure"] {
+                assert!(text.contains(needed), "{needed} is missing in: {text}");
+            }
+        }
+        for addr in ["127.0.0.1:0", "127.8.8.8:1", "[::1]:20202", "[::ffff:127.0.0.1]:1"] {
+            Config::new("/tmp/x").listen(addr.parse().unwrap()).validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_remote_primary_without_certificates_is_refused() {
+        let replica = |url| Config::new("/tmp/x").replica_of(url).unwrap().validate();
+        let text = replica("http://db1:20202").unwrap_err().to_string();
+        assert!(text.contains("http://db1:20202") && text.contains("certs init"), "{text}");
+        replica("http://localhost:20202").unwrap();
+        replica("http://[::1]:20202").unwrap();
+    }
+
+    #[test]
+    fn certificates_or_insecure_open_the_address_but_not_the_api_alike() {
+        let open = Config::new("/tmp/x").listen("0.0.0.0:7".parse().unwrap());
+        let mut insecure = open.clone();
+        insecure.tls.insecure = true;
+        insecure.validate().unwrap();
+        assert_eq!(insecure.api_addr(), "0.0.0.0:7".parse().unwrap());
+
+        let files = TlsFiles { ca: "a".into(), cert: "b".into(), key: "c".into() };
+        let secure = open.with_tls(files);
+        secure.validate().unwrap();
+        assert_eq!(secure.api_addr(), "127.0.0.1:7".parse().unwrap());
+
+        let mut both = secure;
+        both.tls.insecure = true;
+        assert!(both.validate().is_err());
+    }
+
+    #[test]
+    fn a_replica_needs_a_primary() {
+        let mut config = Config::new("/tmp/x");
+        config.lease.candidate = false;
+        assert!(config.validate().unwrap_err().to_string().contains("lease.advertise-url"));
+    }
+}

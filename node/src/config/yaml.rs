@@ -1,0 +1,631 @@
+//! `litefs.yml`: LiteFS's keys and ours, strictly.
+//!
+//! Every key of LiteFS is known. A key whose part this build does not serve is an error where
+//! ignoring it would break a promise (a mount, a child process, a proxy, Consul, a backup), and a
+//! notice where nothing is promised. Any other key is an error with its line and the closest
+//! known key. Ours are `tls.*`, `data.durability` and `data.log-size`.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+
+use litefs_store::{DbName, Durability};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_saphyr::{Error, Spanned};
+
+use super::{
+    Config, ConfigError, LogFormat, expand, parse_duration, parse_listen_addr, parse_size,
+};
+use crate::tls::TlsFiles;
+
+/// Answers with an environment variable's value; `None` leaves `$` alone.
+pub(super) type Env<'a> = Option<&'a dyn Fn(&str) -> Option<String>>;
+
+/// Reads and validates a configuration; errors begin with `origin` and the line.
+pub(super) fn parse(text: &str, origin: &str, env: Env<'_>) -> Result<Config, ConfigError> {
+    let at =
+        |line: u64, message: &dyn Display| ConfigError::new(format!("{origin}:{line}: {message}"));
+    let expanded = match env {
+        Some(lookup) => expand::expand(text, lookup).map_err(|(l, m)| at(l as u64, &m))?,
+        None => text.to_owned(),
+    };
+    // A file with nothing but comments is a configuration with every default.
+    let raw: Option<Raw> = serde_saphyr::from_str(&expanded).map_err(|e| {
+        let line = e.location().map_or(1, |l| l.line());
+        at(line, &explain(e.without_snippet()))
+    })?;
+    let raw = raw.unwrap_or_default();
+    let mut refusals = Refusals(Vec::new());
+    refusals.collect(&raw);
+    if !refusals.0.is_empty() {
+        refusals.0.sort();
+        let lines: Vec<String> =
+            refusals.0.iter().map(|(line, text)| at(*line, text).to_string()).collect();
+        return Err(ConfigError::new(lines.join("\n")));
+    }
+    let config = raw.into_config().map_err(|(line, message)| at(line, &message))?;
+    config.validate().map_err(|e| ConfigError::new(format!("{origin}: {e}")))?;
+    Ok(config)
+}
+
+/// An error in a value: its line and what is wrong.
+type ValueError = (u64, String);
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Raw {
+    exit_on_error: Option<bool>,
+    skip_sync: Option<bool>,
+    strict_verify: Option<bool>,
+    exec: Option<Spanned<IgnoredAny>>,
+    data: Option<RawData>,
+    fuse: Option<RawFuse>,
+    http: Option<RawHttp>,
+    proxy: Option<RawProxy>,
+    lease: Option<RawLease>,
+    backup: Option<RawBackup>,
+    log: Option<RawLog>,
+    tracing: Option<RawTracing>,
+    tls: Option<RawTls>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawData {
+    dir: Option<PathBuf>,
+    compress: Option<bool>,
+    retention: Option<Spanned<String>>,
+    retention_monitor_interval: Option<Spanned<String>>,
+    durability: Option<Spanned<String>>,
+    log_size: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawFuse {
+    dir: Option<Spanned<String>>,
+    allow_other: Option<bool>,
+    debug: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawHttp {
+    addr: Option<Spanned<String>>,
+    snapshot_timeout: Option<Spanned<String>>,
+}
+
+/// Only `target` switches the proxy on; the other keys are known so that their names are checked.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawProxy {
+    target: Option<Spanned<String>>,
+    #[serde(rename = "addr")]
+    _addr: Option<IgnoredAny>,
+    #[serde(rename = "db")]
+    _db: Option<IgnoredAny>,
+    #[serde(rename = "max-lag")]
+    _max_lag: Option<IgnoredAny>,
+    #[serde(rename = "debug")]
+    _debug: Option<IgnoredAny>,
+    #[serde(rename = "passthrough")]
+    _passthrough: Option<IgnoredAny>,
+    #[serde(rename = "always-forward")]
+    _always_forward: Option<IgnoredAny>,
+    #[serde(rename = "primary-redirect-timeout")]
+    _primary_redirect_timeout: Option<IgnoredAny>,
+    #[serde(rename = "read-timeout")]
+    _read_timeout: Option<IgnoredAny>,
+    #[serde(rename = "read-header-timeout")]
+    _read_header_timeout: Option<IgnoredAny>,
+    #[serde(rename = "write-timeout")]
+    _write_timeout: Option<IgnoredAny>,
+    #[serde(rename = "idle-timeout")]
+    _idle_timeout: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawLease {
+    #[serde(rename = "type")]
+    kind: Option<Spanned<String>>,
+    hostname: Option<String>,
+    advertise_url: Option<Spanned<String>>,
+    candidate: Option<bool>,
+    promote: Option<Spanned<bool>>,
+    reconnect_delay: Option<Spanned<String>>,
+    demote_delay: Option<Spanned<String>>,
+    databases: Vec<Spanned<String>>,
+    consul: Option<RawConsul>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawConsul {
+    #[serde(rename = "url")]
+    _url: Option<IgnoredAny>,
+    #[serde(rename = "key")]
+    _key: Option<IgnoredAny>,
+    #[serde(rename = "ttl")]
+    _ttl: Option<IgnoredAny>,
+    #[serde(rename = "lock-delay")]
+    _lock_delay: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawBackup {
+    #[serde(rename = "type")]
+    kind: Option<Spanned<String>>,
+    #[serde(rename = "path")]
+    _path: Option<IgnoredAny>,
+    #[serde(rename = "url")]
+    _url: Option<IgnoredAny>,
+    #[serde(rename = "cluster")]
+    _cluster: Option<IgnoredAny>,
+    #[serde(rename = "auth-token")]
+    _auth_token: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawLog {
+    format: Option<Spanned<String>>,
+    timestamp: Option<bool>,
+    debug: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawTracing {
+    enabled: Option<bool>,
+    path: Option<Spanned<String>>,
+    #[serde(rename = "max-size")]
+    _max_size: Option<IgnoredAny>,
+    #[serde(rename = "max-count")]
+    _max_count: Option<IgnoredAny>,
+    #[serde(rename = "compress")]
+    _compress: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawTls {
+    ca: Option<Spanned<PathBuf>>,
+    cert: Option<Spanned<PathBuf>>,
+    key: Option<Spanned<PathBuf>>,
+    insecure: Option<bool>,
+}
+
+/// What the file asks for and this build cannot do: (line, what to change).
+struct Refusals(Vec<(u64, String)>);
+
+impl Refusals {
+    fn collect(&mut self, raw: &Raw) {
+        self.refuse(
+            raw.exec.as_ref(),
+            "exec: starting a program is not available in this build yet: remove exec and \
+             start it yourself",
+        );
+        let fuse = raw.fuse.as_ref().and_then(|f| filled(&f.dir));
+        self.refuse(
+            fuse,
+            "fuse.dir: the FUSE mount is not available in this build yet: remove fuse.dir and \
+             open databases through the library",
+        );
+        let proxy = raw.proxy.as_ref().and_then(|p| filled(&p.target));
+        self.refuse(
+            proxy,
+            "proxy.target: the HTTP proxy is not available in this build yet: remove \
+             proxy.target",
+        );
+        let backup = raw.backup.as_ref().and_then(|b| filled(&b.kind));
+        self.refuse(
+            backup,
+            "backup.type: backups are not available in this build yet: remove backup.type",
+        );
+        let tracing = raw.tracing.as_ref().filter(|t| t.enabled != Some(false));
+        let tracing = tracing.and_then(|t| filled(&t.path));
+        self.refuse(
+            tracing,
+            "tracing.path: the trace log is not available in this build: remove tracing.path; \
+             log.debug: true logs more",
+        );
+        let Some(lease) = &raw.lease else { return };
+        let consul = lease.kind.as_ref().filter(|kind| kind.value == "consul");
+        self.refuse(
+            consul,
+            "lease.type: consul is not supported yet: use a static lease (lease.type: static)",
+        );
+        let promote = lease.promote.as_ref().filter(|promote| promote.value);
+        self.refuse(promote, "lease.promote: a static lease never moves: remove lease.promote");
+    }
+
+    fn refuse<T>(&mut self, found: Option<&Spanned<T>>, message: &str) {
+        if let Some(found) = found {
+            self.0.push((found.referenced.line(), message.to_owned()));
+        }
+    }
+}
+
+/// The value, unless it is absent or empty (which LiteFS takes for absent).
+fn filled(text: &Option<Spanned<String>>) -> Option<&Spanned<String>> {
+    text.as_ref().filter(|text| !text.value.is_empty())
+}
+
+impl Raw {
+    fn into_config(self) -> Result<Config, ValueError> {
+        let mut config = Config::new("/var/lib/litefs");
+        config.notices = self.notices();
+        let data = self.data.unwrap_or_default();
+        data.apply(&mut config)?;
+        let http = self.http.unwrap_or_default();
+        if let Some(addr) = filled(&http.addr) {
+            config.http.addr = value(addr, parse_listen_addr)?;
+        }
+        check(&http.snapshot_timeout, parse_duration)?;
+        if let Some(lease) = self.lease {
+            lease.apply(&mut config)?;
+        }
+        if let Some(log) = self.log {
+            log.apply(&mut config)?;
+        }
+        if let Some(tls) = self.tls {
+            tls.apply(&mut config)?;
+        }
+        Ok(config)
+    }
+
+    /// The keys of LiteFS that are set and have no meaning here, each with the reason.
+    fn notices(&self) -> Vec<String> {
+        let data = self.data.as_ref();
+        let fuse = self.fuse.as_ref();
+        let lease = self.lease.as_ref();
+        let notes = [
+            (self.exit_on_error.is_some(), "exit-on-error: a failed start always exits"),
+            (self.skip_sync.is_some(), "skip-sync: there is no program to start"),
+            (self.strict_verify.is_some(), "strict-verify: every page read is verified already"),
+            (
+                data.is_some_and(|d| d.compress.is_some()),
+                "data.compress: the log on disk is never compressed",
+            ),
+            (
+                data.is_some_and(|d| d.retention_monitor_interval.is_some()),
+                "data.retention-monitor-interval: retention is applied with each fold",
+            ),
+            (
+                fuse.is_some_and(|f| f.allow_other.is_some() || f.debug.is_some()),
+                "fuse: there is no mount",
+            ),
+            (self.proxy.is_some(), "proxy: without proxy.target there is no proxy"),
+            (
+                self.http.as_ref().is_some_and(|h| h.snapshot_timeout.is_some()),
+                "http.snapshot-timeout: a slow peer holds no lock, and is dropped when it stalls",
+            ),
+            (
+                lease.is_some_and(|l| l.consul.is_some() || l.demote_delay.is_some()),
+                "lease.consul, lease.demote-delay: the lease is static",
+            ),
+        ];
+        notes.iter().filter(|(set, _)| *set).map(|(_, note)| (*note).to_owned()).collect()
+    }
+}
+
+impl RawData {
+    fn apply(self, config: &mut Config) -> Result<(), ValueError> {
+        if let Some(dir) = self.dir.filter(|dir| !dir.as_os_str().is_empty()) {
+            config.data.dir = dir;
+        }
+        if let Some(retention) = &self.retention {
+            config.data.retention = value(retention, parse_duration)?;
+        }
+        check(&self.retention_monitor_interval, parse_duration)?;
+        if let Some(durability) = &self.durability {
+            config.data.durability = value(durability, parse_durability)?;
+        }
+        if let Some(size) = &self.log_size {
+            config.data.log_size = Some(value(size, parse_size)?);
+        }
+        Ok(())
+    }
+}
+
+impl RawLease {
+    fn apply(self, config: &mut Config) -> Result<(), ValueError> {
+        match &self.kind {
+            Some(kind) if kind.value == "static" => {}
+            Some(kind) => {
+                let message = format!("lease.type: {:?} is not static", kind.value);
+                return Err((kind.referenced.line(), message));
+            }
+            None => return Err((1, "lease.type is missing: write lease.type: static".to_owned())),
+        }
+        let lease = &mut config.lease;
+        lease.candidate = self.candidate.unwrap_or(true);
+        lease.hostname = self.hostname.filter(|name| !name.is_empty());
+        if let Some(url) = filled(&self.advertise_url) {
+            lease.advertise_url = Some(value(url, |text| text.parse())?);
+        }
+        if let Some(delay) = &self.reconnect_delay {
+            lease.reconnect_delay = value(delay, parse_duration)?;
+        }
+        check(&self.demote_delay, parse_duration)?;
+        for name in &self.databases {
+            lease.databases.push(value(name, DbName::new)?);
+        }
+        Ok(())
+    }
+}
+
+impl RawLog {
+    fn apply(self, config: &mut Config) -> Result<(), ValueError> {
+        if let Some(format) = &self.format {
+            config.log.format = value(format, |text| match text {
+                "text" | "" => Ok(LogFormat::Text),
+                "json" => Ok(LogFormat::Json),
+                other => Err(format!("log.format: {other:?} is neither text nor json")),
+            })?;
+        }
+        config.log.timestamp = self.timestamp.unwrap_or(false);
+        config.log.debug = self.debug.unwrap_or(false);
+        Ok(())
+    }
+}
+
+impl RawTls {
+    fn apply(self, config: &mut Config) -> Result<(), ValueError> {
+        config.tls.insecure = self.insecure.unwrap_or(false);
+        let given = [&self.ca, &self.cert, &self.key].into_iter().flatten().next();
+        let Some(line) = given.map(|path| path.referenced.line()) else { return Ok(()) };
+        match (self.ca, self.cert, self.key) {
+            (Some(ca), Some(cert), Some(key)) => {
+                config.tls.files =
+                    Some(TlsFiles { ca: ca.value, cert: cert.value, key: key.value });
+                Ok(())
+            }
+            _ => Err((line, "tls: ca, cert and key are needed together".to_owned())),
+        }
+    }
+}
+
+fn parse_durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "off" => Ok(Durability::Off),
+        "normal" => Ok(Durability::Normal),
+        "full" => Ok(Durability::Full),
+        other => Err(format!("data.durability: {other:?} is not off, normal or full")),
+    }
+}
+
+/// Reads a value, with its line in the error.
+fn value<T, E: Display>(
+    text: &Spanned<String>,
+    read: impl Fn(&str) -> Result<T, E>,
+) -> Result<T, ValueError> {
+    read(&text.value).map_err(|e| (text.referenced.line(), e.to_string()))
+}
+
+/// Refuses a value that has no effect but could not have been meant.
+fn check<T>(
+    text: &Option<Spanned<String>>,
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Result<(), ValueError> {
+    text.as_ref().map_or(Ok(()), |text| value(text, read).map(|_| ()))
+}
+
+/// A YAML error in words; an unknown key is answered with the closest known one.
+fn explain(error: &Error) -> String {
+    let Error::SerdeUnknownField { field, expected, .. } = error else {
+        // The location is given by the caller already.
+        let text = error.to_string();
+        return text.split(" at line ").next().unwrap_or(&text).to_owned();
+    };
+    let closest = expected
+        .iter()
+        .map(|known| (distance(field, known), known))
+        .min()
+        .filter(|(distance, known)| *distance <= 1 + known.len() / 3);
+    match closest {
+        Some((_, known)) => format!("unknown key {field:?}: did you mean {known:?}?"),
+        None => format!("unknown key {field:?}: known here are {}", expected.join(", ")),
+    }
+}
+
+/// Levenshtein distance: the fewest insertions, deletions and replacements from `a` to `b`.
+fn distance(a: &str, b: &str) -> usize {
+    // A key may be as long as the file; no known one is.
+    let a: Vec<char> = a.chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=a.len()).collect();
+    for (i, cb) in b.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, ca) in a.iter().enumerate() {
+            let replace = diagonal + usize::from(*ca != cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[a.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn config(text: &str) -> Result<Config, String> {
+        parse(text, "litefs.yml", None).map_err(|e| e.to_string())
+    }
+
+    /// A node's file with every key that is served, and LiteFS's that are harmless.
+    const FULL: &str = r#"
+exit-on-error: false
+skip-sync: false
+strict-verify: true
+exec:
+data:
+  dir: "/data"
+  compress: true
+  retention: "1h30m"
+  retention-monitor-interval: "1m"
+  durability: full
+  log-size: 64MB
+fuse:
+  allow-other: yes
+http:
+  addr: "127.0.0.1:7000"
+  snapshot-timeout: 10s
+proxy:
+  addr: ":8080"
+  db: my.db
+  passthrough: ["/debug/*"]
+lease:
+  type: "static"
+  hostname: "primary-1"
+  advertise-url: "http://127.0.0.1:20202"
+  candidate: false
+  promote: false
+  reconnect-delay: 250ms
+  demote-delay: 10s
+  consul:
+    ttl: 10s
+backup:
+  type: ""
+log:
+  format: json
+  timestamp: true
+  debug: true
+tracing:
+  max-size: 64
+"#;
+
+    #[test]
+    fn every_served_key_arrives() {
+        let config = config(FULL).unwrap();
+        assert_eq!(config.data.dir, PathBuf::from("/data"));
+        assert_eq!(config.data.retention, Duration::from_secs(5400));
+        assert_eq!(config.data.durability, Durability::Full);
+        assert_eq!(config.data.log_size, Some(64_000_000));
+        assert_eq!(config.http.addr, "127.0.0.1:7000".parse().unwrap());
+        assert!(!config.lease.candidate);
+        assert_eq!(config.primary_hostname(), "primary-1");
+        assert_eq!(config.lease.advertise_url.unwrap().port(), 20202);
+        assert_eq!(config.lease.reconnect_delay, Duration::from_millis(250));
+        assert_eq!(config.log.format, LogFormat::Json);
+        assert!(config.log.timestamp && config.log.debug);
+        assert_eq!(config.notices.len(), 9, "{:?}", config.notices);
+    }
+
+    #[test]
+    fn an_empty_file_is_the_embedded_default() {
+        for text in ["", "# nothing\n", "---\n", "data:\n"] {
+            let config = config(text).unwrap();
+            assert_eq!(config, Config::new("/var/lib/litefs"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_served_is_never_ignored() {
+        for (text, line, key) in [
+            (
+                "fuse:\n  dir: /litefs\n",
+                2,
+                "fuse.dir: the FUSE mount is not available in this build yet: remove fuse.dir",
+            ),
+            ("exec: \"myapp -x\"\n", 1, "exec"),
+            ("exec:\n  - cmd: a\n    if-candidate: true\n", 2, "exec"),
+            ("\nproxy:\n  target: localhost:1\n", 3, "proxy.target"),
+            ("lease:\n  type: consul\n", 2, "lease.type: consul is not supported yet"),
+            ("lease:\n  type: static\n  promote: true\n", 3, "lease.promote"),
+            ("backup:\n  type: file\n  path: /b\n", 2, "backup.type"),
+            ("tracing:\n  path: /t\n", 2, "tracing.path"),
+        ] {
+            let error = config(text).unwrap_err();
+            assert!(error.starts_with(&format!("litefs.yml:{line}: {key}")), "{error}");
+        }
+    }
+
+    /// All of them at once, so that a LiteFS user edits the file once.
+    #[test]
+    fn every_refused_key_is_named_in_one_go() {
+        let error = config("exec: a\nfuse:\n  dir: /x\nlease:\n  type: consul\n").unwrap_err();
+        let lines: Vec<&str> = error.lines().collect();
+        assert_eq!(lines.len(), 3, "{error}");
+        assert!(lines[0].starts_with("litefs.yml:1: exec"));
+        assert!(lines[2].starts_with("litefs.yml:5: lease.type"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_line_and_suggestion() {
+        for (text, line, needed) in [
+            ("data:\n  dirr: /x\n", 2, "did you mean \"dir\"?"),
+            ("leese:\n  type: static\n", 1, "did you mean \"lease\"?"),
+            ("\n\nhttp:\n  adr: x\n", 4, "did you mean \"addr\"?"),
+            ("lease:\n  type: static\n  consul:\n    lockdelay: 1s\n", 4, "\"lock-delay\""),
+            ("quux: 1\n", 1, "known here are"),
+        ] {
+            let error = config(text).unwrap_err();
+            assert!(error.starts_with(&format!("litefs.yml:{line}: unknown key")), "{error}");
+            assert!(error.contains(needed), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_its_line() {
+        for (text, line, needed) in [
+            ("data:\n  retention: 10\n", 2, "duration"),
+            ("data:\n  log-size: 64M\n", 2, "size"),
+            ("data:\n  durability: fsync\n", 2, "off, normal or full"),
+            ("http:\n  addr: \"20202\"\n", 2, "20202"),
+            ("http:\n  snapshot-timeout: soon\n", 2, "duration"),
+            ("log:\n  format: xml\n", 2, "neither text nor json"),
+            ("lease:\n  type: etcd\n", 2, "etcd"),
+            ("lease:\n  candidate: true\n", 1, "lease.type is missing"),
+            ("lease:\n  type: static\n  advertise-url: db1:20202\n", 3, "URL"),
+            ("lease:\n  type: static\n  candidate: maybe\n", 3, "bool"),
+            ("tls:\n  ca: a\n  cert: b\n", 2, "together"),
+            ("data: [1]\n", 1, ""),
+            ("data:\n\tdir: x\n", 2, ""),
+            ("data:\n  dir: a\n  dir: b\n", 3, "dir"),
+        ] {
+            let error = config(text).unwrap_err();
+            assert!(error.starts_with(&format!("litefs.yml:{line}: ")), "{text:?}: {error}");
+            assert!(error.contains(needed), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn litefss_own_default_address_asks_for_certificates() {
+        let error = config("http:\n  addr: \":20202\"\n").unwrap_err();
+        assert!(error.contains("certs init"), "{error}");
+        let opened = config("http:\n  addr: \":20202\"\ntls:\n  insecure: true\n").unwrap();
+        assert!(opened.tls.insecure);
+    }
+
+    #[test]
+    fn variables_are_expanded_before_the_yaml_is_read() {
+        let env = |name: &str| (name == "REGION").then(|| "ams".to_owned());
+        let text = "data:\n  dir: /d/${REGION}\n\
+                    lease:\n  type: static\n  candidate: ${REGION == 'ams'}\n";
+        let config = parse(text, "x", Some(&env)).unwrap();
+        assert_eq!(config.data.dir, PathBuf::from("/d/ams"));
+        assert!(config.lease.candidate);
+    }
+
+    #[test]
+    fn no_part_of_a_file_makes_the_parser_panic() {
+        for end in (0..FULL.len()).filter(|&end| FULL.is_char_boundary(end)) {
+            let _ = config(&FULL[..end]);
+            let _ = config(&FULL[end..]);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "[a-z:${}'\"=! \n\t\\[\\]&*#0-9-]{0,60}") {
+            let env = |_: &str| Some("a: b\n".to_owned());
+            let _ = parse(&text, "x", Some(&env));
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! `GET /events`: what happens on this node, one JSON object a line, as LiteFS writes it.
+//!
+//! `init` first, then `tx` for each moved position and `primaryChange` for each change of roles.
+//! A client that is more than [`BACKLOG`] events behind is disconnected.
+
+use std::convert::Infallible;
+
+use axum::body::{Body, Bytes};
+use litefs_store::{Event, Store, Subscription};
+use serde::Serialize;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::view::Role;
+use litefs_ltx::format_timestamp;
+
+/// Events that a client may be behind.
+const BACKLOG: usize = 1024;
+
+/// Spreads the store's events to the connected clients.
+pub(super) struct EventHub {
+    lines: broadcast::Sender<Bytes>,
+    _subscription: Subscription,
+}
+
+impl EventHub {
+    pub(super) fn new(store: &Store) -> Self {
+        let (lines, _) = broadcast::channel(BACKLOG);
+        let sender = lines.clone();
+        let subscription = store.subscribe(move |event| {
+            // Serializing for nobody would cost every commit.
+            if sender.receiver_count() > 0
+                && let Some(line) = store_event_line(event)
+            {
+                let _ = sender.send(line);
+            }
+        });
+        Self { lines, _subscription: subscription }
+    }
+
+    /// Connected clients.
+    pub(super) fn clients(&self) -> usize {
+        self.lines.receiver_count()
+    }
+
+    /// The response to one client; ends when it is gone, too slow, or the node stops.
+    pub(super) fn stream(
+        &self,
+        role: watch::Receiver<Role>,
+        mut stop: watch::Receiver<bool>,
+    ) -> Body {
+        let lines = self.lines.subscribe();
+        let (sender, receiver) = mpsc::channel::<Result<Bytes, Infallible>>(1);
+        tokio::spawn(async move {
+            tokio::select! {
+                // An error means that the client is gone.
+                _ = forward(lines, role, sender) => {}
+                () = super::stopped(&mut stop) => {}
+            }
+        });
+        Body::from_stream(ReceiverStream::new(receiver))
+    }
+}
+
+type Gone = mpsc::error::SendError<Result<Bytes, Infallible>>;
+
+async fn forward(
+    mut lines: broadcast::Receiver<Bytes>,
+    mut role: watch::Receiver<Role>,
+    sender: mpsc::Sender<Result<Bytes, Infallible>>,
+) -> Result<(), Gone> {
+    let first = role.borrow_and_update().clone();
+    sender.send(Ok(role_line("init", &first))).await?;
+    loop {
+        tokio::select! {
+            line = lines.recv() => match line {
+                Ok(line) => sender.send(Ok(line)).await?,
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    tracing::warn!("disconnected a client of /events that is {missed} events late");
+                    return Ok(());
+                }
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            },
+            changed = role.changed() => {
+                // The node is shutting down when nobody can change the role any more.
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let now = role.borrow_and_update().clone();
+                sender.send(Ok(role_line("primaryChange", &now))).await?;
+            }
+            () = sender.closed() => return Ok(()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a, T> {
+    r#type: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    db: Option<&'a str>,
+    data: T,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RoleData<'a> {
+    is_primary: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hostname: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TxData {
+    #[serde(rename = "txID")]
+    txid: String,
+    post_apply_checksum: String,
+    page_size: u32,
+    commit: u32,
+    timestamp: String,
+}
+
+fn role_line(kind: &str, role: &Role) -> Bytes {
+    let hostname = role.primary_hostname.as_deref();
+    line(&Line { r#type: kind, db: None, data: RoleData { is_primary: role.is_primary, hostname } })
+}
+
+/// LiteFS has no event for the others; the log and the metrics have them.
+fn store_event_line(event: &Event) -> Option<Bytes> {
+    let Event::Position { db, pos, page_size, commit, timestamp_ms } = event else { return None };
+    let data = TxData {
+        txid: pos.txid.to_string(),
+        post_apply_checksum: pos.checksum.to_string(),
+        page_size: *page_size,
+        commit: *commit,
+        timestamp: format_timestamp(*timestamp_ms),
+    };
+    Some(line(&Line { r#type: "tx", db: Some(db.as_str()), data }))
+}
+
+fn line(value: &impl Serialize) -> Bytes {
+    let mut text = serde_json::to_vec(value).expect("BUG: an event always has a JSON form");
+    text.push(b'\n');
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_falls_too_far_behind_is_disconnected() {
+        let (lines, receiver) = broadcast::channel(BACKLOG);
+        let role = watch::Sender::new(Role::default());
+        let (sender, mut client) = mpsc::channel(1);
+        for n in 0..=BACKLOG {
+            lines.send(Bytes::from(n.to_string())).unwrap();
+        }
+        let forwarding = tokio::spawn(forward(receiver, role.subscribe(), sender));
+        assert!(client.recv().await.unwrap().unwrap().starts_with(b"{\"type\":\"init\""));
+        assert!(client.recv().await.is_none());
+        forwarding.await.unwrap().unwrap();
+    }
+
+    /// The field names are what LiteFS's clients read (store.go, Event).
+    #[test]
+    fn lines_are_those_of_litefs() {
+        let role =
+            Role { is_primary: true, primary_hostname: Some("n1".into()), primary_url: None };
+        assert_eq!(
+            role_line("init", &role),
+            "{\"type\":\"init\",\"data\":{\"isPrimary\":true,\"hostname\":\"n1\"}}\n"
+        );
+        assert_eq!(
+            role_line("primaryChange", &Role::default()),
+            "{\"type\":\"primaryChange\",\"data\":{\"isPrimary\":false}}\n"
+        );
+        let data = TxData {
+            txid: "0000000000000002".into(),
+            post_apply_checksum: "8000000000000001".into(),
+            page_size: 4096,
+            commit: 3,
+            timestamp: format_timestamp(0),
+        };
+        assert_eq!(
+            line(&Line { r#type: "tx", db: Some("a.db"), data }),
+            "{\"type\":\"tx\",\"db\":\"a.db\",\"data\":{\"txID\":\"0000000000000002\",\
+             \"postApplyChecksum\":\"8000000000000001\",\"pageSize\":4096,\"commit\":3,\
+             \"timestamp\":\"1970-01-01T00:00:00.000Z\"}}\n"
+        );
+    }
+}

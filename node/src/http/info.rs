@@ -1,0 +1,150 @@
+//! `GET /info`: LiteFS's fields, and the state of the node and its databases.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use litefs_store::Database;
+use serde::{Deserialize, Serialize};
+
+use super::view::{NodeView, ReplicaStatus};
+
+/// The answer of `GET /info`; `litefs-node status` reads it back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Info {
+    /// The cluster's id, once known.
+    #[serde(rename = "clusterID", default, skip_serializing_if = "Option::is_none")]
+    pub cluster_id: Option<String>,
+    /// True if this node is the primary.
+    pub is_primary: bool,
+    /// True if this node may become the primary.
+    pub candidate: bool,
+    /// The data directory.
+    pub path: String,
+    /// The primary as this node knows it.
+    pub primary: PrimaryName,
+    /// This node's id, 16 hex digits.
+    #[serde(rename = "nodeID")]
+    pub node_id: String,
+    /// `primary`, `replica` (knows a primary) or `disconnected`.
+    pub role: String,
+    /// Milliseconds behind the primary; absent before the first sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_ms: Option<u64>,
+    /// This build's version.
+    pub version: String,
+    /// The replicas connected to this node.
+    pub replicas: Vec<ReplicaInfo>,
+    /// The databases by name, dropped ones left out.
+    pub databases: BTreeMap<String, DatabaseInfo>,
+}
+
+/// The primary's name.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PrimaryName {
+    /// Empty if no primary is known.
+    pub hostname: String,
+}
+
+/// A connected replica.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaInfo {
+    /// Its node id or name.
+    pub node: String,
+    /// Where it connects from.
+    pub addr: String,
+    /// Transactions that it has not acknowledged yet.
+    pub unacknowledged_transactions: u64,
+}
+
+/// A database on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatabaseInfo {
+    /// `<txid>/<checksum>`, the newest position.
+    pub position: String,
+    /// Size in pages.
+    pub page_count: u32,
+    /// Bytes a page; 0 if it has none yet.
+    pub page_size: u32,
+    /// The mark's transaction id, 16 hex digits.
+    pub mark: String,
+    /// Bytes of log on disk.
+    pub log_bytes: u64,
+    /// Why it is served to nobody, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<String>,
+    /// Directories, below the data directory, with transactions of this node that the cluster did
+    /// not keep.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diverged: Vec<String>,
+}
+
+impl Info {
+    /// Asks a node; reads directories, so not on an async thread.
+    pub fn of(view: &dyn NodeView) -> Self {
+        let store = view.store();
+        let role = view.role().borrow().clone();
+        let role_name = match (role.is_primary, &role.primary_hostname) {
+            (true, _) => "primary",
+            (false, Some(_)) => "replica",
+            (false, None) => "disconnected",
+        };
+        Self {
+            cluster_id: store.cluster_id(),
+            is_primary: role.is_primary,
+            candidate: view.candidate(),
+            path: store.dir().display().to_string(),
+            primary: PrimaryName { hostname: role.primary_hostname.unwrap_or_default() },
+            node_id: format!("{:016X}", store.node_id()),
+            role: role_name.to_owned(),
+            lag_ms: view.lag().map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            replicas: view.replicas().into_iter().map(ReplicaInfo::from).collect(),
+            databases: databases(store.dir(), &store.databases()),
+        }
+    }
+}
+
+impl From<ReplicaStatus> for ReplicaInfo {
+    fn from(replica: ReplicaStatus) -> Self {
+        Self {
+            node: replica.node,
+            addr: replica.addr.to_string(),
+            unacknowledged_transactions: replica.unacknowledged_transactions,
+        }
+    }
+}
+
+fn databases(dir: &Path, all: &[Database]) -> BTreeMap<String, DatabaseInfo> {
+    let info = |db: &Database| {
+        let stats = db.stats();
+        DatabaseInfo {
+            position: db.pos().to_string(),
+            page_count: db.page_count(),
+            page_size: db.page_size().map_or(0, |size| size.get()),
+            mark: stats.mark.to_string(),
+            log_bytes: stats.log_bytes,
+            quarantined: db.quarantined(),
+            diverged: diverged(dir, db),
+        }
+    };
+    all.iter()
+        .map(|db| (db.name().as_str().to_owned(), info(db)))
+        // A dropped database interests nobody, unless something of it is left to look at.
+        .filter(|(_, info)| {
+            info.page_count > 0 || info.quarantined.is_some() || !info.diverged.is_empty()
+        })
+        .collect()
+}
+
+fn diverged(dir: &Path, db: &Database) -> Vec<String> {
+    let kept = db.diverged().unwrap_or_else(|e| {
+        tracing::warn!(db = db.name().as_str(), "cannot look for diverged transactions: {e}");
+        Vec::new()
+    });
+    let shown =
+        |path: &std::path::PathBuf| path.strip_prefix(dir).unwrap_or(path).display().to_string();
+    kept.iter().map(shown).collect()
+}

@@ -1,0 +1,188 @@
+//! The node's numbers for Prometheus.
+//!
+//! LiteFS's names and meanings are kept, so they lack the `_total` that counters have elsewhere.
+//! Everything is read when asked: nothing is counted twice. Of LiteFS's metrics these are not
+//! served: writes of database, journal, WAL and shm (only a mount has them), the number of LTX
+//! files and of reaped ones (records lie in segments), the lag of single databases, and
+//! `litefs_http_frame_send_count` (which never counted in LiteFS).
+
+use std::fmt;
+use std::sync::Arc;
+
+use litefs_store::{Database, Stats};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::http::NodeView;
+
+/// The text format, which every Prometheus reads.
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// All metrics of a node as text. Reads directories, so not on an async thread.
+pub(crate) fn render(view: Arc<dyn NodeView>, event_clients: usize) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(NodeCollector { view, event_clients }));
+    let mut out = String::new();
+    text::encode(&mut out, &registry).expect("BUG: writing to a String cannot fail");
+    out
+}
+
+struct NodeCollector {
+    view: Arc<dyn NodeView>,
+    event_clients: usize,
+}
+
+impl fmt::Debug for NodeCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeCollector")
+    }
+}
+
+impl Collector for NodeCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.encode_node(&mut encoder)?;
+        let databases: Vec<(Database, Stats)> = self
+            .view
+            .store()
+            .databases()
+            .into_iter()
+            .map(|db| {
+                let stats = db.stats();
+                (db, stats)
+            })
+            .collect();
+        for family in FAMILIES {
+            let mut family_encoder =
+                encoder.encode_descriptor(family.name, family.help, None, family.kind)?;
+            for (db, stats) in &databases {
+                let labels = [("db", db.name().as_str())];
+                let value = (family.value)(db, stats);
+                ConstGauge::new(value).encode(family_encoder.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl NodeCollector {
+    fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let view = &self.view;
+        let replicas = view.replicas();
+        let live = view.store().databases().iter().filter(|db| db.page_count() > 0).count();
+        let unacknowledged: u64 = replicas.iter().map(|r| r.unacknowledged_transactions).sum();
+        let is_primary = view.role().borrow().is_primary;
+        // LiteFS: -1 until the first sync.
+        let lag = view.lag().map_or(-1.0, |lag| lag.as_secs_f64());
+        gauge(encoder, "litefs_db_count", "Databases with content.", int(live))?;
+        let help = "1 if this node is the primary, else 0.";
+        gauge(encoder, "litefs_is_primary", help, i64::from(is_primary))?;
+        let help = "Connected replicas and clients of /events.";
+        let subscribers = replicas.len() + self.event_clients;
+        gauge(encoder, "litefs_subscriber_count", help, int(subscribers))?;
+        let help = "Seconds behind the primary; -1 before the first sync.";
+        gauge(encoder, "litefs_lag_seconds", help, lag)?;
+        let help = "Connected replicas.";
+        gauge(encoder, "litefs_http_stream_count", help, int(replicas.len()))?;
+        let help = "Transactions that connected replicas have not acknowledged yet.";
+        gauge(encoder, "litefs_replica_unacknowledged_transactions", help, int64(unacknowledged))
+    }
+}
+
+/// A metric that every database has.
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    value: fn(&Database, &Stats) -> i64,
+}
+
+const FAMILIES: [Family; 11] = [
+    Family {
+        name: "litefs_db_txid",
+        help: "Newest transaction id.",
+        kind: MetricType::Gauge,
+        value: |db, _| int64(db.pos().txid.get()),
+    },
+    Family {
+        name: "litefs_db_commit_count",
+        help: "Transactions committed or applied since the start.",
+        kind: MetricType::Counter,
+        value: |_, stats| int64(stats.commits),
+    },
+    Family {
+        name: "litefs_db_ltx_bytes",
+        help: "Bytes of log on disk.",
+        kind: MetricType::Gauge,
+        value: |_, stats| int64(stats.log_bytes),
+    },
+    Family {
+        name: "litefs_db_pages",
+        help: "Size in pages.",
+        kind: MetricType::Gauge,
+        value: |db, _| i64::from(db.page_count()),
+    },
+    Family {
+        name: "litefs_db_mark_txid",
+        help: "Transaction id up to which the base is durable.",
+        kind: MetricType::Gauge,
+        value: |_, stats| int64(stats.mark.get()),
+    },
+    Family {
+        name: "litefs_db_synced_txid",
+        help: "Newest transaction id known to be on disk.",
+        kind: MetricType::Gauge,
+        value: |db, _| int64(db.synced_pos().txid.get()),
+    },
+    Family {
+        name: "litefs_db_fold_count",
+        help: "Folds of the log into the base since the start.",
+        kind: MetricType::Counter,
+        value: |_, stats| int64(stats.folds),
+    },
+    Family {
+        name: "litefs_db_snapshots",
+        help: "Snapshots that readers hold.",
+        kind: MetricType::Gauge,
+        value: |_, stats| int(stats.snapshots),
+    },
+    Family {
+        name: "litefs_db_quarantined",
+        help: "1 if the database failed a check and is served to nobody, else 0.",
+        kind: MetricType::Gauge,
+        value: |db, _| i64::from(db.quarantined().is_some()),
+    },
+    Family {
+        name: "litefs_db_unfolded_bytes",
+        help: "Bytes of log above the mark.",
+        kind: MetricType::Gauge,
+        value: |_, stats| int64(stats.unfolded_bytes),
+    },
+    Family {
+        name: "litefs_db_diverged",
+        help: "Directories with transactions of this node that the cluster did not keep.",
+        kind: MetricType::Gauge,
+        // What cannot be read is reported by /info and the log; the node's other numbers count.
+        value: |db, _| db.diverged().map_or(0, |kept| int(kept.len())),
+    },
+];
+
+fn gauge<N: EncodeGaugeValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: N,
+) -> fmt::Result {
+    let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    ConstGauge::new(value).encode(metric)
+}
+
+fn int(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn int64(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

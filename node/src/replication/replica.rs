@@ -1,0 +1,410 @@
+//! A replica's side of its one connection: when to dial, what to answer, what to acknowledge,
+//! and how far behind it is. Pure: no sockets, no clock, no store.
+//!
+//! [`Upstream`] is fed through `handle_*` and drained through `poll_*`, in any order and as often
+//! as wanted. Without a connection: [`Upstream::poll_dial`]. With one: [`Upstream::poll_close`]
+//! first (after it the connection is over: [`Upstream::handle_closed`]), then
+//! [`Upstream::poll_action`] and [`Upstream::poll_message`]; at the latest at
+//! [`Upstream::poll_timeout`] everything is polled again. All times are monotonic.
+//!
+//! A connection's life:
+//! ```text
+//! Waiting --time--> Dialing --> Greeting --Welcome--> Live
+//!    ^----- closed, refused, silent: longer and longer waits -----|
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use litefs_store::{DbName, Pos};
+
+use super::primary::{old_epoch, same_node, wrong_cluster};
+use super::wire::{Ack, Close, FromPrimary, FromReplica, Hello, Offer, Reason, Welcome};
+use super::{GREETING_TIMEOUT, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, MAX_DATABASES};
+
+/// A dial that takes longer has failed.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait between two dials, unless the configured first wait is longer.
+pub const MAX_RECONNECT: Duration = Duration::from_secs(5);
+/// First wait before a database that could not be applied is offered again.
+pub const TROUBLE_DELAY: Duration = Duration::from_millis(500);
+const MAX_TROUBLE_DELAY: Duration = Duration::from_secs(30);
+const MAX_DOUBLINGS: u32 = 10;
+/// Most acknowledgements or offers in one message.
+const BATCH: usize = 256;
+
+/// What the machine asks of the replica's store.
+pub trait Local {
+    /// This node's id.
+    fn node(&self) -> u64;
+    /// The cluster's id; empty if none is known yet.
+    fn cluster(&self) -> String;
+    /// The highest epoch seen.
+    fn epoch(&self) -> u64;
+    /// A database's position and the part of it that is on disk; zero if it does not exist.
+    fn positions(&self, db: &DbName) -> (Pos, Pos);
+}
+
+/// What the driver does next on a live connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Remember the cluster and the epoch, then send filter, offers and Ready.
+    Join(Welcome),
+    /// Answer with the positions to which the database could rewind.
+    OfferPoints(DbName),
+    /// Preserve what follows this position, rewind to it, then [`Upstream::handle_reoffer`].
+    Rewind(DbName, Pos),
+    /// Tell the user that the primary does not have this database.
+    WarnUnknown(DbName),
+}
+
+/// Decides whether all content must be preserved before a snapshot record replaces it: `base` is
+/// the position that the primary knows to be on its history, `local` the replica's.
+pub fn must_preserve(base: Pos, local: Pos) -> bool {
+    !local.is_zero() && local != base
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Link {
+    Waiting { until: Duration },
+    Dialing { since: Duration },
+    Greeting { since: Duration },
+    Live { heard: Duration },
+}
+
+/// The primary's last word on how far behind this replica is.
+#[derive(Debug, Clone, Copy)]
+struct LagWord {
+    lag: Duration,
+    at: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Reoffer {
+    due: Duration,
+    snapshot: bool,
+}
+
+/// A replica's connection to its primary.
+#[derive(Debug)]
+pub struct Upstream {
+    link: Link,
+    hostname: String,
+    reconnect_delay: Duration,
+    failures: u32,
+    random: u64,
+    hello_due: bool,
+    heartbeat_due: Duration,
+    join: Option<Welcome>,
+    welcome: Option<Welcome>,
+    questions: BTreeMap<DbName, Action>,
+    warned: HashSet<DbName>,
+    /// Databases whose position moved since the last acknowledgement.
+    moved: BTreeSet<DbName>,
+    /// Databases acknowledged as applied, but not yet as being on disk.
+    unsynced: HashSet<DbName>,
+    reoffers: BTreeMap<DbName, Reoffer>,
+    troubles: HashMap<DbName, u32>,
+    lag: Option<LagWord>,
+    primary_wall_ms: Option<i64>,
+    close: Option<Close>,
+}
+
+impl Upstream {
+    /// A replica that may dial at once. `hostname` is this node's name, `seed` spreads the waits.
+    pub fn new(hostname: String, reconnect_delay: Duration, seed: u64) -> Self {
+        Self {
+            link: Link::Waiting { until: Duration::ZERO },
+            hostname,
+            reconnect_delay,
+            failures: 0,
+            random: seed,
+            hello_due: false,
+            heartbeat_due: Duration::ZERO,
+            join: None,
+            welcome: None,
+            questions: BTreeMap::new(),
+            warned: HashSet::new(),
+            moved: BTreeSet::new(),
+            unsynced: HashSet::new(),
+            reoffers: BTreeMap::new(),
+            troubles: HashMap::new(),
+            lag: None,
+            primary_wall_ms: None,
+            close: None,
+        }
+    }
+
+    /// The primary, once it has welcomed this replica on the present connection.
+    pub fn primary(&self) -> Option<&Welcome> {
+        self.welcome.as_ref()
+    }
+
+    /// How long ago this replica last knew that it had everything; `None` if it never had. In an
+    /// idle cluster it swings between zero and the heartbeat interval, as LiteFS's does.
+    pub fn lag(&self, now: Duration) -> Option<Duration> {
+        self.lag.map(|word| word.lag + now.saturating_sub(word.at))
+    }
+
+    /// The primary's wall clock at its last heartbeat, ms since 1970.
+    pub fn primary_wall_ms(&self) -> Option<i64> {
+        self.primary_wall_ms
+    }
+
+    /// The dial succeeded.
+    pub fn handle_connected(&mut self, now: Duration) {
+        self.link = Link::Greeting { since: now };
+        self.hello_due = true;
+        self.close = None;
+    }
+
+    /// The dial failed or the connection ended; `reason` as the peer gave it, if it did.
+    pub fn handle_closed(&mut self, now: Duration, reason: Option<Reason>) {
+        let is_lasting = reason.is_some_and(Reason::is_lasting);
+        let wait = self.next_wait(is_lasting);
+        self.link = Link::Waiting { until: now + wait };
+        self.close = None;
+        self.hello_due = false;
+        self.join = None;
+        self.welcome = None;
+        self.questions.clear();
+        self.moved.clear();
+        self.unsynced.clear();
+        self.reoffers.clear();
+    }
+
+    /// A message came on the control stream.
+    pub fn handle_message(&mut self, now: Duration, message: FromPrimary, local: &impl Local) {
+        if self.close.is_some() {
+            return;
+        }
+        match (&self.link, message) {
+            (Link::Greeting { .. }, FromPrimary::Welcome(welcome)) => {
+                self.handle_welcome(now, welcome, local);
+            }
+            (Link::Live { .. }, FromPrimary::AskPoints(db)) => {
+                self.note_question(db.clone(), Action::OfferPoints(db));
+            }
+            (Link::Live { .. }, FromPrimary::Rewind(db, to)) => {
+                self.note_question(db.clone(), Action::Rewind(db, to));
+            }
+            (Link::Live { .. }, FromPrimary::Unknown(db)) => {
+                if self.warned.insert(db.clone()) {
+                    self.note_question(db.clone(), Action::WarnUnknown(db));
+                }
+            }
+            (Link::Live { .. }, FromPrimary::Heartbeat { wall_ms, lag_ms }) => {
+                self.primary_wall_ms = Some(wall_ms);
+                if let Some(lag_ms) = lag_ms {
+                    self.lag = Some(LagWord { lag: Duration::from_millis(lag_ms), at: now });
+                    self.failures = 0;
+                }
+            }
+            (_, FromPrimary::Goodbye(close)) => self.handle_end(close),
+            _ => self.refuse(Reason::BadProtocol, "a message out of order"),
+        }
+        self.handle_alive(now);
+        if self.questions.len() + self.warned.len() > MAX_DATABASES {
+            self.refuse(Reason::BadProtocol, "too many databases");
+        }
+    }
+
+    /// Bytes arrived: the primary lives.
+    pub fn handle_alive(&mut self, now: Duration) {
+        if let Link::Live { heard } = &mut self.link {
+            *heard = now;
+        }
+    }
+
+    /// A record or snapshot of this database was applied.
+    pub fn handle_applied(&mut self, db: &DbName) {
+        self.moved.insert(db.clone());
+        if !self.troubles.is_empty() {
+            self.troubles.remove(db);
+        }
+    }
+
+    /// This database's stream has been stopped on purpose; offer it again at once.
+    pub fn handle_reoffer(&mut self, now: Duration, db: &DbName, snapshot: bool) {
+        self.reoffers.insert(db.clone(), Reoffer { due: now, snapshot });
+    }
+
+    /// This database could not be applied here (disk full, damaged, …) and its stream has been
+    /// stopped; offer it again later, each time after a longer wait.
+    pub fn handle_trouble(&mut self, now: Duration, db: &DbName, snapshot: bool) {
+        let count = self.troubles.entry(db.clone()).or_default();
+        let wait = (TROUBLE_DELAY * (1 << (*count).min(MAX_DOUBLINGS))).min(MAX_TROUBLE_DELAY);
+        *count += 1;
+        // The first time may be over before anybody notices.
+        let due = if *count == 1 { now } else { now + wait };
+        self.reoffers.insert(db.clone(), Reoffer { due, snapshot });
+    }
+
+    /// The connection must end: the primary says so, broke the protocol, or sent a record that
+    /// failed its verification.
+    pub fn handle_end(&mut self, close: Close) {
+        self.close.get_or_insert(close);
+    }
+
+    /// True if the primary is to be dialled now. Then [`Upstream::handle_connected`] or
+    /// [`Upstream::handle_closed`].
+    pub fn poll_dial(&mut self, now: Duration) -> bool {
+        let is_time = matches!(self.link, Link::Waiting { until } if until <= now);
+        if is_time {
+            self.link = Link::Dialing { since: now };
+        }
+        is_time
+    }
+
+    /// Why the connection must be closed, if it must.
+    pub fn poll_close(&mut self, now: Duration) -> Option<&Close> {
+        let silence = match self.link {
+            Link::Greeting { since } if now >= since + GREETING_TIMEOUT => Some(GREETING_TIMEOUT),
+            Link::Live { heard } if now >= heard + HEARTBEAT_TIMEOUT => Some(HEARTBEAT_TIMEOUT),
+            _ => None,
+        };
+        if let Some(patience) = silence {
+            let text = format!("nothing heard from the primary for {patience:?}");
+            self.refuse(Reason::Timeout, &text);
+        }
+        self.close.as_ref()
+    }
+
+    /// The next thing to do for the primary.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        if let Some(welcome) = self.join.take() {
+            return Some(Action::Join(welcome));
+        }
+        self.questions.pop_first().map(|(_, action)| action)
+    }
+
+    /// The next control message. `wall_ms` is the wall clock, ms since 1970.
+    pub fn poll_message(
+        &mut self,
+        now: Duration,
+        wall_ms: i64,
+        local: &impl Local,
+    ) -> Option<FromReplica> {
+        if std::mem::take(&mut self.hello_due) {
+            return Some(FromReplica::Hello(Hello {
+                node: local.node(),
+                epoch: local.epoch(),
+                cluster: local.cluster(),
+                hostname: self.hostname.clone(),
+            }));
+        }
+        if !matches!(self.link, Link::Live { .. }) {
+            return None;
+        }
+        let offers = self.due_offers(now, local);
+        if !offers.is_empty() {
+            return Some(FromReplica::Offers(offers));
+        }
+        let is_due = now >= self.heartbeat_due;
+        if is_due {
+            // A background sync makes no noise; ask again with each heartbeat.
+            let unsynced = std::mem::take(&mut self.unsynced);
+            self.moved.extend(unsynced);
+        }
+        let acks = self.due_acks(local);
+        if !acks.is_empty() {
+            return Some(FromReplica::Acks(acks));
+        }
+        is_due.then(|| {
+            self.heartbeat_due = now + HEARTBEAT_INTERVAL;
+            FromReplica::Heartbeat { wall_ms }
+        })
+    }
+
+    /// When to poll again at the latest.
+    pub fn poll_timeout(&self) -> Duration {
+        match self.link {
+            Link::Waiting { until } => until,
+            Link::Dialing { since } => since + DIAL_TIMEOUT,
+            Link::Greeting { since } => since + GREETING_TIMEOUT,
+            Link::Live { heard } => {
+                let first = (heard + HEARTBEAT_TIMEOUT).min(self.heartbeat_due);
+                self.reoffers.values().map(|r| r.due).fold(first, Duration::min)
+            }
+        }
+    }
+
+    fn refuse(&mut self, reason: Reason, text: &str) {
+        self.close.get_or_insert_with(|| Close::new(reason, text));
+    }
+
+    fn handle_welcome(&mut self, now: Duration, welcome: Welcome, local: &impl Local) {
+        let (cluster, epoch) = (local.cluster(), local.epoch());
+        if welcome.node == local.node() {
+            return self.refuse(Reason::SameNode, &same_node(welcome.node));
+        }
+        if welcome.cluster.is_empty() {
+            return self.refuse(Reason::BadProtocol, "the primary names no cluster");
+        }
+        if !cluster.is_empty() && cluster != welcome.cluster {
+            let text = wrong_cluster(&cluster, &welcome.cluster);
+            return self.refuse(Reason::WrongCluster, &text);
+        }
+        if welcome.epoch < epoch {
+            return self.refuse(Reason::OldEpoch, &old_epoch(welcome.epoch, epoch));
+        }
+        self.link = Link::Live { heard: now };
+        self.heartbeat_due = now + HEARTBEAT_INTERVAL;
+        self.welcome = Some(welcome.clone());
+        self.join = Some(welcome);
+    }
+
+    /// One question a database: the newest counts.
+    fn note_question(&mut self, db: DbName, action: Action) {
+        self.questions.insert(db, action);
+    }
+
+    fn due_offers(&mut self, now: Duration, local: &impl Local) -> Vec<Offer> {
+        let due: Vec<(DbName, bool)> = self
+            .reoffers
+            .iter()
+            .filter(|(_, r)| r.due <= now)
+            .take(BATCH)
+            .map(|(db, r)| (db.clone(), r.snapshot))
+            .collect();
+        due.into_iter()
+            .map(|(db, snapshot)| {
+                self.reoffers.remove(&db);
+                let pos = local.positions(&db).0;
+                Offer { db, pos, snapshot }
+            })
+            .collect()
+    }
+
+    fn due_acks(&mut self, local: &impl Local) -> Vec<Ack> {
+        let mut acks = Vec::new();
+        while acks.len() < BATCH {
+            let Some(db) = self.moved.pop_first() else { break };
+            let (applied, synced) = local.positions(&db);
+            if synced.txid < applied.txid {
+                self.unsynced.insert(db.clone());
+            }
+            acks.push(Ack { db, applied, synced });
+        }
+        acks
+    }
+
+    /// Doubling waits, each shortened by up to half so that replicas do not dial in step.
+    fn next_wait(&mut self, is_lasting: bool) -> Duration {
+        let longest = MAX_RECONNECT.max(self.reconnect_delay);
+        let doubled = self.reconnect_delay * (1 << self.failures.min(MAX_DOUBLINGS));
+        self.failures += 1;
+        let wait = if is_lasting { longest } else { doubled.min(longest) };
+        // splitmix64
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let fraction = ((z ^ (z >> 31)) >> 40) as f64 / (1u64 << 24) as f64;
+        wait.mul_f64(1.0 - fraction / 2.0)
+    }
+}
+
+#[cfg(test)]
+#[path = "replica_tests.rs"]
+mod tests;

@@ -1,0 +1,388 @@
+//! Serves the replicas of a primary: drives one [`Peer`] for each connection.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use litefs_store::{DbName, Event, Pos, Relation, Store, Subscription};
+use parking_lot::{Mutex, RwLock};
+use quinn::{Connection, VarInt};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+
+use super::control::{Control, ControlError};
+use super::primary::{History, Identity, Outcome, Peer, Task, Work};
+use super::send::{Line, Sender};
+use super::wire::{Ack, Close, FromPrimary, FromReplica, Reason};
+use super::{GREETING_TIMEOUT, wall_ms};
+
+/// Threads that read snapshots and compacted records for all replicas.
+const BULK_READERS: usize = 16;
+
+/// A replica that has not closed the connection after this time is left alone.
+pub const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The time in which this node is the primary.
+pub struct Term {
+    store: Store,
+    identity: Identity,
+    bulk: Arc<Semaphore>,
+    sessions: Arc<RwLock<Vec<Arc<Session>>>>,
+    /// Why the term is over, once it is.
+    ended: Mutex<Option<Close>>,
+    epoch_start: Instant,
+    _commits: Subscription,
+}
+
+/// A connected replica, as status and metrics show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectedReplica {
+    /// Its node id.
+    pub node: u64,
+    /// Its certificate's node name, if it has one.
+    pub certified: Option<String>,
+    /// Its host's name, as it says.
+    pub hostname: String,
+    /// Where it connects from.
+    pub addr: SocketAddr,
+    /// How long ago it last had everything; `None` if it never had.
+    pub lag: Option<Duration>,
+    /// How far it acknowledged each database.
+    pub acks: Vec<Ack>,
+    /// Transactions that it has not acknowledged yet, over all databases.
+    pub unacknowledged: u64,
+}
+
+struct Session {
+    connection: Connection,
+    certified: Option<String>,
+    peer: Mutex<Peer>,
+    /// Newest positions since the session's last turn.
+    commits: Mutex<HashMap<DbName, Pos>>,
+    wake: Notify,
+}
+
+type JobEnd = (DbName, Line, Outcome);
+
+impl Term {
+    /// Begins a term.
+    pub fn begin(store: Store, identity: Identity) -> Self {
+        let sessions: Arc<RwLock<Vec<Arc<Session>>>> = Arc::default();
+        let listeners = sessions.clone();
+        let commits = store.subscribe(move |event| {
+            if let Event::Position { db, pos, .. } = event {
+                listeners.read().iter().for_each(|session| session.note_commit(db, *pos));
+            }
+        });
+        Self {
+            store,
+            identity,
+            bulk: Arc::new(Semaphore::new(BULK_READERS)),
+            sessions,
+            ended: Mutex::new(None),
+            epoch_start: Instant::now(),
+            _commits: commits,
+        }
+    }
+
+    /// The epoch of this term.
+    pub fn epoch(&self) -> u64 {
+        self.identity.epoch
+    }
+
+    /// The replicas that are connected and welcomed.
+    pub fn replicas(&self) -> Vec<ConnectedReplica> {
+        let now = self.epoch_start.elapsed();
+        self.sessions.read().iter().filter_map(|session| session.state(now)).collect()
+    }
+
+    /// Ends all connections, also those that are still greeting.
+    pub fn end(&self, close: &Close) {
+        *self.ended.lock() = Some(close.clone());
+        self.sessions.read().iter().for_each(|session| session.wake.notify_one());
+    }
+
+    /// Serves one connection until it ends. `certified` is the node name in its certificate.
+    pub async fn serve(&self, connection: Connection, certified: Option<String>) {
+        let greeting = tokio::time::timeout(GREETING_TIMEOUT, connection.accept_bi()).await;
+        let (send, recv) = match greeting {
+            Ok(Ok(streams)) => streams,
+            Ok(Err(error)) => return log_end(&connection, &error.to_string()),
+            Err(_) => {
+                let close = Close::new(Reason::Timeout, "no greeting arrived");
+                return close_connection(&connection, &close);
+            }
+        };
+        let session = Arc::new(Session {
+            connection: connection.clone(),
+            certified,
+            peer: Mutex::new(Peer::new(self.identity.clone(), self.epoch_start.elapsed())),
+            commits: Mutex::default(),
+            wake: Notify::new(),
+        });
+        self.sessions.write().push(session.clone());
+        let mut drive = Drive {
+            term: self,
+            session: session.clone(),
+            control: Control::new(send, recv),
+            lines: HashMap::new(),
+            jobs: JoinSet::new(),
+        };
+        let mut end = drive.run().await;
+        if let End::Goodbye(close) = end {
+            end = drive.say_goodbye(close).await;
+        }
+        self.sessions.write().retain(|other| !Arc::ptr_eq(other, &session));
+        match end {
+            End::Close(close) | End::Goodbye(close) => close_connection(&connection, &close),
+            End::Lost(text) => log_end(&connection, &text),
+        }
+    }
+
+    /// The same node connected again: its former connection is dead, even if it does not know.
+    fn supersede(&self, newest: &Arc<Session>, node: u64) {
+        let close = Close::new(Reason::Superseded, "this node has connected again");
+        for session in self.sessions.read().iter() {
+            let is_same = session.peer.lock().hello().is_some_and(|h| h.node == node);
+            if is_same && !Arc::ptr_eq(session, newest) {
+                close_connection(&session.connection, &close);
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Called on the thread that commits: quick, and wakes the session only once.
+    fn note_commit(&self, db: &DbName, pos: Pos) {
+        let mut commits = self.commits.lock();
+        let was_empty = commits.is_empty();
+        commits.insert(db.clone(), pos);
+        drop(commits);
+        if was_empty {
+            self.wake.notify_one();
+        }
+    }
+
+    fn state(&self, now: Duration) -> Option<ConnectedReplica> {
+        let peer = self.peer.lock();
+        let hello = peer.hello()?;
+        Some(ConnectedReplica {
+            node: hello.node,
+            certified: self.certified.clone(),
+            hostname: hello.hostname.clone(),
+            addr: self.connection.remote_address(),
+            lag: peer.lag(now),
+            acks: peer.acks().collect(),
+            unacknowledged: peer.unacknowledged(),
+        })
+    }
+}
+
+/// One connection's loop.
+struct Drive<'a> {
+    term: &'a Term,
+    session: Arc<Session>,
+    control: Control,
+    lines: HashMap<DbName, Line>,
+    jobs: JoinSet<JobEnd>,
+}
+
+/// How a connection ends.
+enum End {
+    /// By us, for this reason.
+    Close(Close),
+    /// By us, because the term is over.
+    Goodbye(Close),
+    /// By the peer or the network.
+    Lost(String),
+}
+
+impl From<Close> for End {
+    fn from(close: Close) -> Self {
+        Self::Close(close)
+    }
+}
+
+impl From<ControlError> for End {
+    fn from(error: ControlError) -> Self {
+        match error {
+            ControlError::Wire(error) => Self::Close(error.into()),
+            ControlError::Ended => Self::Close(Close::new(Reason::BadProtocol, error.to_string())),
+            ControlError::Lost(error) => Self::Lost(error.to_string()),
+        }
+    }
+}
+
+impl Drive<'_> {
+    async fn run(&mut self) -> End {
+        loop {
+            if let Err(end) = self.turn().await {
+                return end;
+            }
+            let timeout = self.term.epoch_start + self.session.peer.lock().poll_timeout();
+            tokio::select! {
+                () = self.session.wake.notified() => (),
+                progress = self.control.progress() => if let Err(error) = progress {
+                    return error.into();
+                },
+                Some(end) = self.jobs.join_next() => match end {
+                    Ok(end) => self.job_ended(end),
+                    Err(error) => return End::Lost(format!("a sender failed: {error}")),
+                },
+                () = tokio::time::sleep_until(timeout.into()) => (),
+            }
+        }
+    }
+
+    /// Lets the replica close the connection: our own close would wait behind what is being sent.
+    async fn say_goodbye(&mut self, close: Close) -> End {
+        self.jobs.shutdown().await;
+        self.lines.drain().for_each(|(_, line)| line.reset());
+        self.control.push_to_replica(&FromPrimary::Goodbye(close.clone()));
+        let answered = async {
+            loop {
+                if let Err(error) = self.control.progress().await {
+                    return error;
+                }
+                while let Ok(Some(_)) = self.control.next_frame() {}
+            }
+        };
+        match tokio::time::timeout(GOODBYE_TIMEOUT, answered).await {
+            Ok(error) => End::Lost(format!("{}: {error}", close.text)),
+            Err(_) => End::Close(close),
+        }
+    }
+
+    /// Feeds the machine with what has come and does what it wants.
+    async fn turn(&mut self) -> Result<(), End> {
+        if let Some(close) = &*self.term.ended.lock() {
+            return Err(End::Goodbye(close.clone()));
+        }
+        self.take_commits();
+        self.take_messages()?;
+        let now = self.now();
+        {
+            let mut peer = self.session.peer.lock();
+            peer.handle_timeout(now, &self.term.store);
+            if let Some(close) = peer.poll_close() {
+                return Err(close.clone().into());
+            }
+            while !self.control.is_clogged() {
+                let Some(message) = peer.poll_message(now, wall_ms()) else { break };
+                self.control.push_to_replica(&message);
+            }
+        }
+        loop {
+            let Some(work) = self.session.peer.lock().poll_work() else { return Ok(()) };
+            match work {
+                Work::Send(db, task) => self.start(db, task).await,
+                Work::Finish(db) => self.lines.remove(&db).unwrap_or_default().finish(),
+                Work::Reset(db) => self.lines.remove(&db).unwrap_or_default().reset(),
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.term.epoch_start.elapsed()
+    }
+
+    fn take_commits(&mut self) {
+        let commits = std::mem::take(&mut *self.session.commits.lock());
+        if commits.is_empty() {
+            return;
+        }
+        let now = self.now();
+        let mut peer = self.session.peer.lock();
+        for (db, pos) in commits {
+            peer.handle_commit(now, &db, pos, &self.term.store);
+        }
+    }
+
+    fn take_messages(&mut self) -> Result<(), End> {
+        while let Some(frame) = self.control.next_frame().map_err(ControlError::from)? {
+            let message = FromReplica::decode(&frame).map_err(ControlError::from)?;
+            let is_hello = matches!(message, FromReplica::Hello(_));
+            let now = self.now();
+            // Placing an offer in the history may read the log.
+            tokio::task::block_in_place(|| {
+                self.session.peer.lock().handle_message(now, message, &self.term.store);
+            });
+            if is_hello {
+                self.welcome();
+            }
+        }
+        Ok(())
+    }
+
+    fn welcome(&self) {
+        let hello = self.session.peer.lock().hello().cloned();
+        if let Some(hello) = hello {
+            let addr = self.session.connection.remote_address();
+            let (node, hostname) = (hello.node, hello.hostname);
+            tracing::info!("replica {hostname} (node {node:016x}) connected from {addr}");
+            self.term.supersede(&self.session, node);
+        }
+    }
+
+    /// Starts a job. Most have little to send and end before they have to wait: only the others
+    /// become tasks.
+    async fn start(&mut self, name: DbName, task: Task) {
+        let Some(db) = self.term.store.database(&name) else {
+            return self.job_ended((name, Line::default(), Outcome::Failed(None)));
+        };
+        let line = self.lines.remove(&name).unwrap_or_default();
+        let (connection, bulk) = (self.session.connection.clone(), self.term.bulk.clone());
+        let mut job = Box::pin(Sender { connection, db, bulk }.run(line, task));
+        match poll_once(job.as_mut()).await {
+            Poll::Ready(end) => self.job_ended(end),
+            Poll::Pending => {
+                self.jobs.spawn(job);
+            }
+        }
+    }
+
+    fn job_ended(&mut self, (db, line, outcome): JobEnd) {
+        self.lines.insert(db.clone(), line);
+        let now = self.now();
+        self.session.peer.lock().handle_outcome(now, &db, outcome, &self.term.store);
+    }
+}
+
+impl History for Store {
+    fn databases(&self) -> Vec<DbName> {
+        let all = Store::databases(self);
+        all.iter().filter(|db| !db.pos().is_zero()).map(|db| db.name().clone()).collect()
+    }
+
+    fn newest(&self, db: &DbName) -> Option<Pos> {
+        self.database(db).map(|db| db.pos()).filter(|pos| !pos.is_zero())
+    }
+
+    fn relation(&self, db: &DbName, pos: Pos) -> Result<Relation, String> {
+        let db = self.database(db).ok_or("there is no such database")?;
+        db.relation(pos).map_err(|e| e.to_string())
+    }
+}
+
+async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+    std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}
+
+/// Closes a connection; both sides log the reason.
+pub fn close_connection(connection: &Connection, close: &Close) {
+    let addr = connection.remote_address();
+    match close.reason {
+        Reason::Shutdown | Reason::Superseded => {
+            tracing::info!("closed the connection with {addr}: {}", close.text);
+        }
+        _ => tracing::warn!("closed the connection with {addr}: {}", close.text),
+    }
+    connection.close(VarInt::from_u32(close.reason.code()), close.text.as_bytes());
+}
+
+fn log_end(connection: &Connection, text: &str) {
+    tracing::info!("the connection from {} has ended: {text}", connection.remote_address());
+}

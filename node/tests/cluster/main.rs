@@ -1,0 +1,7 @@
+//! Nodes on loopback in one process: what replication promises, over real sockets and files.
+
+mod catch_up;
+mod divergence;
+mod hostile;
+mod link;
+mod support;
