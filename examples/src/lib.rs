@@ -1,1 +1,1 @@
-//! Placeholder while the workspace is set up.
+//! Small programs to copy from: see `src/bin/`.

@@ -116,7 +116,9 @@ impl Tasks {
     pub(crate) fn stop(&self) {
         self.inner.state.lock().stopped = true;
         self.inner.changed.notify_all();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
+        // Not joined under the lock: a thread may be queuing its next task, which takes it.
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
             // The last owner of a store may be a callback on one of these threads.
             if thread.thread().id() != thread::current().id() {
                 let _ = thread.join();

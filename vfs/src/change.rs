@@ -74,11 +74,6 @@ impl Change {
         self.page_size = Some(page_size);
         self.touched = true;
         self.pages = self.pages.max(pgno.get());
-        if pgno == Pgno::FIRST && header::says_wal(data) {
-            let mut page = data.to_vec();
-            header::hide_wal(&mut page, 0);
-            return Ok(self.writer.write_page(pgno, &page)?);
-        }
         Ok(self.writer.write_page(pgno, data)?)
     }
 

@@ -9,9 +9,10 @@
 //! refused is in the code that resets a WAL, and no database of a store has one.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 use litefs_store::{Database, DbName, Store};
 use parking_lot::Mutex;
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 use crate::errors::Failure;
 use crate::ffi::{Api, SQLITE_CANTOPEN, sqlite3, sqlite3_vfs};
 use crate::home::{Found, Home};
-use crate::install::{self, PLAIN_NAME, Refused};
+use crate::install::{self, PLAIN_NAME, Refused, Registered};
 
 /// The oldest host that was tested: Debian 12's.
 const OLDEST_SQLITE: i32 = 3_040_000;
@@ -27,7 +28,7 @@ const SQLITE_ERROR: c_int = 1;
 /// Keeps the library loaded when the connection that loaded it is closed.
 const SQLITE_OK_LOAD_PERMANENTLY: c_int = 256;
 
-/// SQLite's entry point, found by the library's file name.
+/// SQLite's entry point, found by the library's file name: registers the VFS `litefs`.
 ///
 /// # Safety
 /// Only SQLite may call it, as its interface for extensions says.
@@ -37,15 +38,36 @@ pub unsafe extern "C" fn sqlite3_litefsvfs_init(
     message: *mut *mut c_char,
     routines: *const c_void,
 ) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { init(message, routines, false) }
+}
+
+/// The entry point for hosts that open no URIs (`better-sqlite3`): also makes `litefs` the VFS of
+/// connections that name none, so that the name `app.db` is enough.
+///
+/// # Safety
+/// As [`sqlite3_litefsvfs_init`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn litefs_default_init(
+    _connection: *mut c_void,
+    message: *mut *mut c_char,
+    routines: *const c_void,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { init(message, routines, true) }
+}
+
+/// # Safety
+/// `message` is null or a place for a text, `routines` is SQLite's table of functions.
+unsafe fn init(message: *mut *mut c_char, routines: *const c_void, default: bool) -> c_int {
     static API: OnceLock<Api> = OnceLock::new();
-    // SAFETY: the caller is SQLite, which gives its table of functions; it has had all of those
-    // used here since 3.8.7.
+    // SAFETY: the caller's promise; SQLite has had all functions that are used since 3.8.7.
     let api = API.get_or_init(|| unsafe { &*routines.cast::<Routines>() }.api());
-    match std::panic::catch_unwind(|| load(api)) {
+    match std::panic::catch_unwind(|| load(api, default)) {
         Ok(Ok(())) => SQLITE_OK_LOAD_PERMANENTLY,
         Ok(Err(text)) => {
             if !message.is_null() {
-                // SAFETY: SQLite gave a place for a text, and frees it.
+                // SAFETY: the caller's promise; SQLite frees the text.
                 unsafe { *message = api.string(&text) };
             }
             SQLITE_ERROR
@@ -54,23 +76,20 @@ pub unsafe extern "C" fn sqlite3_litefsvfs_init(
     }
 }
 
-fn load(api: &'static Api) -> Result<(), String> {
-    static LOADED: Mutex<bool> = Mutex::new(false);
-    let mut loaded = LOADED.lock();
-    if *loaded {
-        return Ok(());
-    }
+fn load(api: &'static Api, default: bool) -> Result<(), String> {
+    static VFS: Mutex<Option<Registered>> = Mutex::new(None);
     let version = api.version();
     if version < OLDEST_SQLITE {
         return Err(format!("litefs needs SQLite 3.40.0 or newer, and this is {version}"));
     }
-    let refused = |refused: Refused| {
-        format!("SQLite did not register the VFS {PLAIN_NAME} (code {})", refused.0)
+    let refused =
+        |refused: Refused| format!("SQLite did not register {PLAIN_NAME} (code {})", refused.0);
+    let mut vfs = VFS.lock();
+    let made = match vfs.take() {
+        Some(made) => made,
+        None => install::make(api, PLAIN_NAME, Box::new(Directories)).map_err(refused)?,
     };
-    let vfs = install::make(api, PLAIN_NAME, Box::new(Directories::new())).map_err(refused)?;
-    vfs.offer(api, false).map_err(refused)?;
-    *loaded = true;
-    Ok(())
+    vfs.insert(made).offer(api, default).map_err(refused)
 }
 
 /// The host's table of functions, as far as it is used here (`sqlite3_api_routines` of
@@ -107,9 +126,7 @@ impl Routines {
 }
 
 /// The stores that connections of this process use, by data directory.
-struct Directories {
-    open: &'static Mutex<HashMap<PathBuf, Shared>>,
-}
+static OPEN: LazyLock<Mutex<HashMap<PathBuf, Shared>>> = LazyLock::new(Mutex::default);
 
 /// A store and the number of files open in it.
 struct Shared {
@@ -117,49 +134,45 @@ struct Shared {
     files: usize,
 }
 
-/// Counts as one open file.
-struct Share {
-    open: &'static Mutex<HashMap<PathBuf, Shared>>,
-    dir: PathBuf,
-}
+/// Counts as one open file of the store in this directory.
+struct Share(PathBuf);
 
-impl Directories {
-    fn new() -> Self {
-        Self { open: Box::leak(Box::default()) }
-    }
-
-    fn share(&self, dir: &Path) -> Result<(Store, Share), Failure> {
-        std::fs::create_dir_all(dir).and_then(|()| dir.canonicalize()).map_or_else(
-            |e| Err(Failure::new(SQLITE_CANTOPEN, format!("data directory {dir:?}: {e}"))),
-            |dir| {
-                let mut open = self.open.lock();
-                if !open.contains_key(&dir) {
-                    let store = Store::open(&dir)
-                        .map_err(|e| Failure::new(SQLITE_CANTOPEN, e.to_string()))?;
-                    open.insert(dir.clone(), Shared { store, files: 0 });
-                }
-                let shared = open.get_mut(&dir).expect("BUG: just inserted");
-                shared.files += 1;
-                Ok((shared.store.clone(), Share { open: self.open, dir }))
-            },
-        )
-    }
+/// Opens the store, or shares it if it is open.
+fn share(dir: &Path, create: bool) -> Result<(Store, Share), Failure> {
+    let cannot_open = |text| Failure::new(SQLITE_CANTOPEN, text);
+    let made = if create { std::fs::create_dir_all(dir) } else { Ok(()) };
+    let dir = made
+        .and_then(|()| dir.canonicalize())
+        .map_err(|e| cannot_open(format!("data directory {}: {e}", dir.display())))?;
+    let mut open = OPEN.lock();
+    let shared = match open.entry(dir.clone()) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => {
+            let store = Store::open(&dir).map_err(|e| cannot_open(e.to_string()))?;
+            entry.insert(Shared { store, files: 0 })
+        }
+    };
+    shared.files += 1;
+    Ok((shared.store.clone(), Share(dir)))
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut open = self.open.lock();
-        let Some(shared) = open.get_mut(&self.dir) else { return };
+        let mut open = OPEN.lock();
+        let Some(shared) = open.get_mut(&self.0) else { return };
         shared.files -= 1;
         if shared.files == 0
-            && let Some(last) = open.remove(&self.dir)
+            && let Some(last) = open.remove(&self.0)
             && let Err(e) = last.store.close()
         {
             // The log has everything; the next one to open the store folds it.
-            tracing::warn!("closing {:?}: {e}", self.dir);
+            tracing::warn!("closing {}: {e}", self.0.display());
         }
     }
 }
+
+/// All data directories.
+struct Directories;
 
 impl Home for Directories {
     fn open(
@@ -177,13 +190,13 @@ impl Home for Directories {
                 ),
             )
         })?;
-        let (store, share) = self.share(&dir)?;
+        let (store, share) = share(&dir, create)?;
         let db = if create { Some(store.create(name)?) } else { store.database(name) };
         Ok(db.map(|db| Found { db, keep: Box::new(share) }))
     }
 
     fn peek(&self, name: &DbName) -> Option<Database> {
-        self.open.lock().values().find_map(|shared| shared.store.database(name))
+        OPEN.lock().values().find_map(|shared| shared.store.database(name))
     }
 }
 

@@ -53,6 +53,7 @@ pub(crate) struct MainFile {
     snapshot: Option<Snapshot>,
     change: Option<Change>,
     cache: CacheTag,
+    cookie: CookieShift,
     pub(crate) settings: Settings,
     /// Keeps the store open where the VFS itself opened it. Dropped last.
     _home: Box<dyn Any + Send>,
@@ -70,6 +71,35 @@ struct CacheTag {
     at: Option<(u64, Txid)>,
     /// The 16 bytes as SQLite last read or wrote them.
     bytes: [u8; 16],
+    /// SQLite wrote a page 1 in WAL mode (a copy of another database's) and has it in its cache.
+    spoilt: bool,
+}
+
+/// Makes SQLite parse the schema again after the content was replaced.
+///
+/// SQLite keeps its parsed schema as long as the schema cookie in page 1 is the same. Content that
+/// replaced another (a database removed and made anew, a replica's rewind) may have the same cookie
+/// and another schema. So this connection is shown a cookie that is higher by a large step for each
+/// such replacement that it lived through, and what it writes is lowered again.
+#[derive(Default)]
+struct CookieShift {
+    lineage: Option<(u64, Txid)>,
+    by: u32,
+}
+
+impl CookieShift {
+    /// Far more changes of a schema than a connection will see between two replacements.
+    const STEP: u32 = 1 << 24;
+
+    fn pinned(&mut self, snapshot: &Snapshot) {
+        let lineage = Some(snapshot.lineage());
+        if self.lineage != lineage {
+            if self.lineage.is_some() {
+                self.by = self.by.wrapping_add(Self::STEP);
+            }
+            self.lineage = lineage;
+        }
+    }
 }
 
 /// How often a snapshot is taken anew when a commit comes between it and the writer, for a
@@ -90,6 +120,7 @@ impl MainFile {
             snapshot: None,
             change: None,
             cache: CacheTag::default(),
+            cookie: CookieShift::default(),
             settings,
             _home: home,
         }
@@ -136,6 +167,9 @@ impl MainFile {
         self.snapshot = Some(self.db.snapshot()?);
         if self.settings.exclusive && !self.read_only {
             self.begin_exclusively().inspect_err(|_| self.snapshot = None)?;
+        }
+        if let Some(snapshot) = &self.snapshot {
+            self.cookie.pinned(snapshot);
         }
         Ok(())
     }
@@ -192,6 +226,7 @@ impl MainFile {
         if let Some(change) = self.change.as_mut().filter(|change| change.touched()) {
             change.roll_back(self.snapshot.as_ref());
             self.cache.at = None;
+            self.cache.spoilt = false;
         }
     }
 
@@ -222,6 +257,7 @@ impl MainFile {
         let change = self.change.as_mut().filter(|change| change.touched());
         let reach = View::new(snapshot, change).read(buf, offset)?;
         header::hide_wal(buf, offset);
+        header::shift_cookie(buf, offset, self.cookie.by);
         if offset == 0 && buf.len() > header::HEADER_LEN {
             self.cache.bytes.copy_from_slice(&buf[TAG]);
             self.cache.at = self.pinned();
@@ -256,10 +292,25 @@ impl MainFile {
 
     /// Keeps a page for the commit.
     pub(crate) fn write(&mut self, data: &[u8], offset: u64) -> Result<(), Failure> {
-        self.change.as_mut().ok_or_else(no_writer)?.write(data, offset)?;
         if offset == 0 {
-            self.cache.bytes.copy_from_slice(&data[TAG]);
+            return self.write_first_page(data);
         }
+        self.change.as_mut().ok_or_else(no_writer)?.write(data, offset)
+    }
+
+    fn write_first_page(&mut self, data: &[u8]) -> Result<(), Failure> {
+        let change = self.change.as_mut().ok_or_else(no_writer)?;
+        let wal = data.len() > header::HEADER_LEN && header::says_wal(data);
+        if wal || self.cookie.by != 0 {
+            let mut page = data.to_vec();
+            header::hide_wal(&mut page, 0);
+            header::shift_cookie(&mut page, 0, 0u32.wrapping_sub(self.cookie.by));
+            change.write(&page, 0)?;
+        } else {
+            change.write(data, 0)?;
+        }
+        self.cache.spoilt |= wal;
+        self.cache.bytes.copy_from_slice(&data[TAG]);
         Ok(())
     }
 
@@ -287,7 +338,8 @@ impl MainFile {
         if let Some(snapshot) = &self.snapshot {
             change.published(snapshot);
         }
-        self.cache.at = self.pinned();
+        self.cache.at = self.pinned().filter(|_| !self.cache.spoilt);
+        self.cache.spoilt = false;
     }
 }
 

@@ -7,6 +7,9 @@ pub(crate) const HEADER_LEN: usize = 100;
 /// Change counter, size in pages and freelist: the bytes by which SQLite validates its page cache.
 pub(crate) const TAG: Range<usize> = 24..40;
 
+/// The schema cookie: SQLite parses the schema again when it finds another one.
+const COOKIE: Range<usize> = 40..44;
+
 /// The two file format versions (write, read).
 const VERSIONS: Range<usize> = 18..20;
 /// The version that makes SQLite open a WAL, and the one that does not.
@@ -29,6 +32,16 @@ pub(crate) fn hide_wal(bytes: &mut [u8], offset: u64) {
             *byte = ROLLBACK;
         }
     }
+}
+
+/// Adds to the schema cookie, if the bytes (at `offset` in the file) have it.
+pub(crate) fn shift_cookie(bytes: &mut [u8], offset: u64, by: u32) {
+    let Some(skip) = usize::try_from(offset).ok().filter(|&skip| skip <= COOKIE.start) else {
+        return;
+    };
+    let Some(field) = bytes.get_mut(COOKIE.start - skip..COOKIE.end - skip) else { return };
+    let cookie = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
+    field.copy_from_slice(&cookie.wrapping_add(by).to_be_bytes());
 }
 
 /// The page size that the header names (not checked: it may be no valid one).
@@ -68,6 +81,23 @@ mod tests {
         let mut short = [2u8; 1];
         hide_wal(&mut short, 18);
         assert_eq!(short, [1]);
+    }
+
+    #[test]
+    fn the_cookie_is_shifted_only_where_it_lies() {
+        let mut page = [0u8; 100];
+        page[43] = 0xff;
+        shift_cookie(&mut page, 0, 1);
+        assert_eq!(page[40..44], [0, 0, 1, 0]);
+        shift_cookie(&mut page, 0, 0u32.wrapping_sub(1));
+        assert_eq!(page[40..44], [0, 0, 0, 0xff]);
+        let before = page;
+        shift_cookie(&mut page, 41, 1);
+        shift_cookie(&mut page[..43], 0, 1);
+        shift_cookie(&mut page, 4096, 1);
+        assert_eq!(page, before);
+        shift_cookie(&mut page[24..], 24, 1);
+        assert_eq!(page[40..44], [0, 0, 1, 0]);
     }
 
     #[test]

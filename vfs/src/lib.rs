@@ -25,8 +25,6 @@
 //! With feature `rusqlite` (the default) for Rust programs. With `--no-default-features --features
 //! extension` and crate type `cdylib` as a loadable extension for any program that uses SQLite.
 
-#![warn(clippy::undocumented_unsafe_blocks)]
-
 mod change;
 mod errors;
 #[cfg(feature = "extension")]
@@ -43,20 +41,27 @@ mod pragma;
 #[cfg(feature = "rusqlite")]
 mod registry;
 mod shim;
+#[cfg(feature = "testfixture")]
+mod testfixture;
 mod vfs;
 mod wait;
 
 #[cfg(feature = "extension")]
-pub use extension::sqlite3_litefsvfs_init;
+pub use extension::{litefs_default_init, sqlite3_litefsvfs_init};
 #[cfg(feature = "rusqlite")]
 pub use linked::{Error, open, register, unregister};
 #[cfg(feature = "rusqlite")]
 pub use rusqlite;
+#[cfg(feature = "testfixture")]
+pub use testfixture::litefs_vfs_extra_init;
 
-#[cfg(all(feature = "rusqlite", feature = "extension"))]
+#[cfg(any(
+    all(feature = "rusqlite", feature = "extension"),
+    all(feature = "rusqlite", feature = "testfixture"),
+    all(feature = "extension", feature = "testfixture"),
+    not(any(feature = "rusqlite", feature = "extension", feature = "testfixture")),
+))]
 compile_error!(
-    "features `rusqlite` and `extension` exclude each other: an extension uses its host's SQLite \
-     (build it with --no-default-features --features extension)"
+    "choose one feature: `rusqlite` for Rust programs; `extension` or `testfixture`, which use the \
+     SQLite of the program that loads them, with --no-default-features"
 );
-#[cfg(not(any(feature = "rusqlite", feature = "extension")))]
-compile_error!("one of the features `rusqlite` and `extension` is needed");

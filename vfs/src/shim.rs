@@ -16,9 +16,9 @@ use std::ptr::null_mut;
 use crate::errors::{Failure, report};
 use crate::ffi::*;
 use crate::file::{MainFile, Reach};
-use crate::names::{Target, target};
+use crate::names::{database_name, within_store};
 use crate::pragma::{self, Reply};
-use crate::vfs::{Params, Vfs, database_name};
+use crate::vfs::{Params, Vfs};
 use crate::wait;
 
 /// An open file of ours, in the memory that SQLite provides.
@@ -103,7 +103,7 @@ unsafe extern "C" fn open(
         };
         // SAFETY: the contract.
         let text = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) }.to_bytes());
-        match text.filter(|text| !text.contains(&b'/')) {
+        match text.and_then(within_store) {
             // SAFETY: the arguments of this very call.
             None => unsafe { open_plain(vfs, name, file, flags, out_flags) },
             Some(text) if flags & SQLITE_OPEN_MAIN_DB != 0 => {
@@ -199,11 +199,11 @@ unsafe extern "C" fn delete(vfs: *mut sqlite3_vfs, name: *const c_char, sync_dir
     guard(SQLITE_IOERR, || {
         // SAFETY: the contract.
         let (vfs, text) = unsafe { (vfs_of(vfs), CStr::from_ptr(name).to_bytes()) };
-        if text.contains(&b'/') {
+        let Some(text) = within_store(text) else {
             let default = vfs.default.0;
             // SAFETY: the arguments of this very call.
             return unsafe { ((*default).xDelete)(default, name, sync_dir) };
-        }
+        };
         result(vfs, vfs.delete(text))
     })
 }
@@ -217,11 +217,11 @@ unsafe extern "C" fn access(
     guard(SQLITE_IOERR, || {
         // SAFETY: the contract.
         let (vfs, text) = unsafe { (vfs_of(vfs), CStr::from_ptr(name).to_bytes()) };
-        if text.contains(&b'/') {
+        let Some(text) = within_store(text) else {
             let default = vfs.default.0;
             // SAFETY: the arguments of this very call.
             return unsafe { ((*default).xAccess)(default, name, flags, out) };
-        }
+        };
         // SAFETY: the contract.
         unsafe { *out = c_int::from(vfs.exists(text)) };
         SQLITE_OK
@@ -238,7 +238,7 @@ unsafe extern "C" fn full_pathname(
         // SAFETY: the contract.
         let (vfs, text) = unsafe { (vfs_of(vfs), CStr::from_ptr(name).to_bytes_with_nul()) };
         let bare = &text[..text.len() - 1];
-        if target(bare) == Ok(Target::Plain) {
+        if within_store(bare).is_none() || cfg!(feature = "testfixture") {
             let default = vfs.default.0;
             // SAFETY: the arguments of this very call.
             return unsafe { ((*default).xFullPathname)(default, name, len, out) };
@@ -556,4 +556,15 @@ unsafe fn bytes_mut<'a>(buf: *mut c_void, len: c_int) -> &'a mut [u8] {
     let len = usize::try_from(len).unwrap_or(0);
     // SAFETY: the caller's promise. The bytes may be uninitialized; they are only written.
     unsafe { std::slice::from_raw_parts_mut(buf.cast(), len) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_error_code() {
+        assert_eq!(guard(SQLITE_IOERR, || panic!("the test panics here")), SQLITE_IOERR);
+        assert_eq!(guard(SQLITE_IOERR, || SQLITE_OK), SQLITE_OK);
+    }
 }

@@ -2,13 +2,11 @@
 
 use std::ffi::{CString, c_int};
 
-use litefs_store::DbName;
-
 use crate::errors::Failure;
 use crate::ffi::{Api, DefaultVfs, SQLITE_CANTOPEN, SQLITE_OPEN_CREATE, SQLITE_OPEN_READONLY};
 use crate::file::MainFile;
 use crate::home::Home;
-use crate::names::{Target, target};
+use crate::names::{database_name, is_sidecar};
 
 /// A registered VFS. Never freed: SQLite may call it as long as any connection exists.
 pub(crate) struct Vfs {
@@ -65,33 +63,19 @@ impl Vfs {
 
     /// True if a managed name exists. Journals never do.
     pub(crate) fn exists(&self, name: &[u8]) -> bool {
-        match target(name) {
-            Ok(Target::Database(name)) => {
-                self.home.peek(&name).is_some_and(|db| db.page_count() > 0)
-            }
-            _ => false,
-        }
+        // First, because SQLite asks for two journals in every transaction.
+        !is_sidecar(name)
+            && database_name(name)
+                .is_ok_and(|name| self.home.peek(&name).is_some_and(|db| db.page_count() > 0))
     }
 
     /// Deletes a managed name: drops a database; a journal is not there anyway.
     pub(crate) fn delete(&self, name: &[u8]) -> Result<(), Failure> {
-        if let Ok(Target::Database(name)) = target(name)
+        if let Ok(name) = database_name(name)
             && let Some(db) = self.home.peek(&name)
         {
             db.drop_database()?;
         }
         Ok(())
-    }
-}
-
-/// Checks that a name without a slash names a database.
-pub(crate) fn database_name(name: &[u8]) -> Result<DbName, Failure> {
-    match target(name) {
-        Ok(Target::Database(name)) => Ok(name),
-        Ok(Target::Plain | Target::Sidecar) => Err(Failure::new(
-            SQLITE_CANTOPEN,
-            format!("{:?} is no name of a database", String::from_utf8_lossy(name)),
-        )),
-        Err(reason) => Err(Failure::new(SQLITE_CANTOPEN, reason)),
     }
 }

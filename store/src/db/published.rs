@@ -80,6 +80,9 @@ pub(crate) struct Published {
     pub newest: StateAt,
     /// When the newest transaction was committed, ms since the Unix epoch; 0 if unknown.
     pub timestamp_ms: i64,
+    /// The transaction that last may have replaced the whole content since this line of content
+    /// began (a removal, or a compacted record, which can hide one); zero if none did.
+    pub replaced: Txid,
     /// What is known of the base.
     pub mark: Mark,
     /// Checksums of the base's pages; index 0 is page 1. The lock page has `Checksum::NONE`.
@@ -99,6 +102,7 @@ impl Published {
         Self {
             newest,
             timestamp_ms: 0,
+            replaced: Txid::ZERO,
             mark,
             sums,
             versions: FxHashMap::default(),
@@ -116,6 +120,9 @@ impl Published {
         assert!(record.pos.txid > self.newest.pos.txid, "BUG: published transactions ascend");
         for (pgno, version) in pages {
             self.versions.entry(pgno).or_default().push(version);
+        }
+        if record.commit == 0 || record.min_txid != record.pos.txid {
+            self.replaced = record.pos.txid;
         }
         let page_size = Some(record.page_size);
         self.newest = StateAt { pos: record.pos, page_size, pages: record.commit };

@@ -8,6 +8,7 @@ use litefs_ltx::{Checksum, Encoder, Header, PageSize, Pgno, Pos, Txid, page_chec
 
 use super::published::{Location, StateAt, Version};
 use super::{Content, Db};
+use crate::error::IoContext;
 use crate::filecache::CachedFile;
 use crate::{Error, Result};
 
@@ -18,6 +19,7 @@ pub struct Snapshot {
     db: Arc<Db>,
     content: Arc<Content>,
     state: StateAt,
+    replaced: Txid,
 }
 
 impl Snapshot {
@@ -26,7 +28,7 @@ impl Snapshot {
         db.check_readable()?;
         let content = db.content.read();
         let published = content.published.read();
-        Ok(Self::pin(db, &content, published.newest))
+        Ok(Self::pin(db, &content, published.newest, published.replaced))
     }
 
     /// Pins an older position.
@@ -36,13 +38,13 @@ impl Snapshot {
         let published = content.published.read();
         let gone = || Error::Gone { db: db.name.clone(), after: Pos::new(txid, Checksum::NONE) };
         let state = published.state_at(txid).ok_or_else(gone)?;
-        Ok(Self::pin(db, &content, state))
+        Ok(Self::pin(db, &content, state, published.replaced))
     }
 
     /// The caller holds the published state, so that no fold passes the position meanwhile.
-    fn pin(db: &Arc<Db>, content: &Arc<Content>, state: StateAt) -> Self {
+    fn pin(db: &Arc<Db>, content: &Arc<Content>, state: StateAt, replaced: Txid) -> Self {
         *content.pins.lock().entry(state.pos.txid).or_insert(0) += 1;
-        Self { db: db.clone(), content: content.clone(), state }
+        Self { db: db.clone(), content: content.clone(), state, replaced }
     }
 
     /// The position that is pinned.
@@ -64,6 +66,14 @@ impl Snapshot {
     /// rewind, which may bring other content without a higher transaction.
     pub fn generation(&self) -> u64 {
         self.content.id
+    }
+
+    /// Names what the schema cookie (bytes 40..44 of page 1) counts: as long as this is the same,
+    /// an equal cookie means an equal schema. Another value after a change of
+    /// [`generation`](Self::generation), and after a transaction that removed all content (or may
+    /// have: a compacted one).
+    pub fn lineage(&self) -> (u64, Txid) {
+        (self.content.id, self.replaced)
     }
 
     /// Reads a whole page, verified; the lock page reads as zeros.
@@ -102,10 +112,10 @@ impl Snapshot {
     /// # Errors
     /// Those of [`Snapshot::read_page`], and `Io` if `out` cannot be written.
     pub fn export(&self, out: &mut dyn Write) -> Result<()> {
-        let mut page = vec![0; self.state.page_size.map_or(0, PageSize::len)];
+        let mut scan = Scan::new(self);
         for pgno in (1..=self.state.pages).filter_map(Pgno::new) {
-            self.read_page(pgno, &mut page)?;
-            out.write_all(&page).map_err(|source| self.output_error(source))?;
+            let page = scan.page(pgno)?;
+            out.write_all(page).map_err(|source| self.output_error(source))?;
         }
         Ok(())
     }
@@ -161,11 +171,10 @@ impl Snapshot {
         out: &mut dyn Write,
     ) -> Result<()> {
         let lock_page = header.page_size.lock_page();
-        let mut page = vec![0; header.page_size.len()];
+        let mut scan = Scan::new(self);
         let mut encoder = Encoder::new(out, header).map_err(|e| self.encode_error(e))?;
         for pgno in pages.filter(|&pgno| pgno != lock_page) {
-            self.read_page(pgno, &mut page)?;
-            encoder.encode_page(pgno, &page).map_err(|e| self.encode_error(e))?;
+            encoder.encode_page(pgno, scan.page(pgno)?).map_err(|e| self.encode_error(e))?;
         }
         encoder.finish(self.state.pos.checksum).map_err(|e| self.encode_error(e))?;
         Ok(())
@@ -185,6 +194,59 @@ impl Snapshot {
 
     pub(crate) fn db(&self) -> &Arc<Db> {
         &self.db
+    }
+}
+
+/// Reads pages in ascending order: many of the base at once, and past the shared cache, which a
+/// scan would only empty.
+struct Scan<'a> {
+    snapshot: &'a Snapshot,
+    page: Vec<u8>,
+    /// Consecutive pages of the base, from `first` on; the end of the base may cut them short.
+    run: Vec<u8>,
+    first: u32,
+}
+
+/// Bytes of the base read at once.
+const RUN_LEN: usize = 256 << 10;
+
+impl<'a> Scan<'a> {
+    fn new(snapshot: &'a Snapshot) -> Self {
+        let page = vec![0; snapshot.state.page_size.map_or(0, PageSize::len)];
+        Self { snapshot, page, run: Vec::new(), first: 1 }
+    }
+
+    fn page(&mut self, pgno: Pgno) -> Result<&[u8]> {
+        let Snapshot { db, content, state } = self.snapshot;
+        let Some(location) = db.find_page(content, state, pgno, &mut self.page)? else {
+            return Ok(&self.page);
+        };
+        if let Location::Base(sum) = location
+            && let Some(at) = self.find_in_run(pgno)?
+            && page_checksum(pgno, &self.run[at..at + self.page.len()]) == sum
+        {
+            return Ok(&self.run[at..at + self.page.len()]);
+        }
+        // In the log; or folded since the run was read, so that only a new reading counts.
+        db.read_from_disk(content, &location, pgno, &mut self.page)?;
+        Ok(&self.page)
+    }
+
+    /// Where the page begins in the run, which is read anew if need be.
+    fn find_in_run(&mut self, pgno: Pgno) -> Result<Option<usize>> {
+        let len = self.page.len();
+        let position = |first: u32| pgno.get().checked_sub(first).map(|index| index as usize * len);
+        let within = |at: &usize, run: &[u8]| at + len <= run.len();
+        if let Some(at) = position(self.first).filter(|at| within(at, &self.run)) {
+            return Ok(Some(at));
+        }
+        let base = &self.snapshot.content.base;
+        self.first = pgno.get();
+        self.run.resize(RUN_LEN, 0);
+        let offset = u64::from(pgno.get() - 1) * len as u64;
+        let read = base.get().and_then(|file| file.read_at(&mut self.run, offset));
+        self.run.truncate(read.at("read", &base.path())?);
+        Ok(Some(0).filter(|at| within(at, &self.run)))
     }
 }
 

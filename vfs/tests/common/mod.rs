@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use litefs_store::{Database, DbName, Store};
+use litefs_store::{Database, DbName, Durability, Store};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode};
 use tempfile::TempDir;
@@ -125,8 +125,20 @@ pub fn extended_code<T>(result: &rusqlite::Result<T>) -> i32 {
     match result {
         Ok(_) => 0,
         Err(rusqlite::Error::SqliteFailure(e, _)) => e.extended_code,
+        Err(rusqlite::Error::SqlInputError { error, .. }) => error.extended_code,
         Err(e) => panic!("no SQLite error: {e}"),
     }
+}
+
+/// Brings a database of `replica` to the state of `primary`, as replication does.
+pub fn replicate(primary: &Home, replica: &Home, name: &str) {
+    let from = primary.db(name);
+    let to = replica.store.create(&DbName::new(name).unwrap()).unwrap();
+    let mut cursor = from.log_cursor(to.pos()).unwrap();
+    while let Some(record) = cursor.next().unwrap() {
+        to.apply(&mut record.reader(), Durability::Off).unwrap();
+    }
+    assert_eq!(to.pos(), from.pos());
 }
 
 /// Numbers that only depend on the seed (SplitMix64).
