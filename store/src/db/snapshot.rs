@@ -217,7 +217,7 @@ impl<'a> Scan<'a> {
     }
 
     fn page(&mut self, pgno: Pgno) -> Result<&[u8]> {
-        let Snapshot { db, content, state } = self.snapshot;
+        let Snapshot { db, content, state, .. } = self.snapshot;
         let Some(location) = db.find_page(content, state, pgno, &mut self.page)? else {
             return Ok(&self.page);
         };
