@@ -9,7 +9,7 @@
 //!   that primary and its epoch;
 //! * before this node may commit by itself, the file is removed, durably;
 //! * content is *the primary's own* if the file names the primary and epoch that are followed now,
-//!   and the newest record in the database's log is of another node.
+//!   and the newest record in the database's log names another node as its author.
 //!
 //! Whenever something is missing or unreadable, the answer is no.
 
@@ -68,6 +68,7 @@ fn text(primary: &Welcome) -> String {
 }
 
 /// True if the newest record in the database's log was committed by another node than this one.
+/// Imported, compacted and snapshot records name nobody, and prove nothing.
 pub fn is_newest_foreign(store: &Store, db: &Database) -> bool {
     let newest = || -> litefs_store::Result<Option<[u8; Header::LEN]>> {
         let mut cursor = db.log_cursor(db.log_start()?)?;
@@ -78,8 +79,9 @@ pub fn is_newest_foreign(store: &Store, db: &Database) -> bool {
         let mut header = [0; Header::LEN];
         newest.map(|record| record.read_at(0, &mut header).map(|()| header)).transpose()
     };
+    let is_foreign = |header: Header| ![0, store.node_id()].contains(&header.node_id);
     match newest() {
-        Ok(Some(bytes)) => Header::decode(&bytes).is_ok_and(|h| h.node_id != store.node_id()),
+        Ok(Some(bytes)) => Header::decode(&bytes).is_ok_and(is_foreign),
         _ => false,
     }
 }
