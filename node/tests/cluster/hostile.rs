@@ -227,9 +227,12 @@ async fn play_primary(connection: &Connection, streams: Vec<Stream>) -> Connecti
     }
 }
 
+/// A record's bytes, and the position after it.
+type Record = (Pos, Vec<u8>);
+
 /// A stopped replica of cluster [`CLUSTER`] with one database, its position, and records of the
 /// same history: the next one, and a snapshot.
-fn victim() -> (TestNode, Pos, (Pos, Vec<u8>), (Pos, Vec<u8>)) {
+fn victim() -> (TestNode, Pos, Record, Record) {
     let source = TestNode::primary();
     let mut replica = TestNode::replica_of(&source);
     insert_each(&source, "app.db", 3);
