@@ -23,7 +23,8 @@ pub fn disk(dir: &Path, report: &mut Report) {
     report.row("disk: fdatasync after 4 KiB", syncs, "-".into(), "-".into());
 }
 
-const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, k INTEGER, v TEXT); CREATE INDEX t_k ON t(k)";
+const SCHEMA: &str =
+    "CREATE TABLE t(id INTEGER PRIMARY KEY, k INTEGER, v TEXT); CREATE INDEX t_k ON t(k)";
 
 fn insert_rows(connection: &Connection, rows: usize) {
     let sql = "INSERT INTO t(k, v) VALUES (abs(random()) % 100000, hex(randomblob(50)))";
@@ -47,7 +48,9 @@ const WARM_UP: usize = 25_000;
 /// Single-row commits a second, and the bytes that each writes to the disk.
 pub fn single_rows(dir: &Path, report: &mut Report) {
     for synchronous in ["NORMAL", "FULL"] {
-        for (what, work) in [("INSERT", insert_rows as fn(&Connection, usize)), ("UPDATE", update_rows)] {
+        for (what, work) in
+            [("INSERT", insert_rows as fn(&Connection, usize)), ("UPDATE", update_rows)]
+        {
             let sides = Side::both(&dir.join(format!("{synchronous}{what}")));
             let connections = sides.each_ref().map(|side| side.connect(synchronous));
             for connection in &connections {
@@ -75,7 +78,12 @@ pub fn single_rows(dir: &Path, report: &mut Report) {
             let each = bytes.map(|bytes| bytes as f64 / (slices * rows) as f64);
             let kilobytes = each.map(|bytes| format!("{:.1} kB", bytes / 1000.0));
             let [plain, ours] = kilobytes;
-            report.row("  bytes to the file system a commit", plain, ours, format!("{:.2} x", each[1] / each[0]));
+            report.row(
+                "  bytes to the file system a commit",
+                plain,
+                ours,
+                format!("{:.2} x", each[1] / each[0]),
+            );
         }
     }
 }

@@ -25,7 +25,8 @@ fn fill(connection: &Connection) {
 fn read_points(connection: &Connection, count: u32, seed: &mut u64) {
     let mut point = connection.prepare_cached("SELECT v FROM t WHERE id = ?1").expect("a query");
     for _ in 0..count {
-        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *seed =
+            seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let id = (*seed >> 33) as u32 % ROWS + 1;
         point.query_row([id], |row| row.get::<_, String>(0)).expect("a row");
     }
@@ -109,7 +110,9 @@ fn race(side: &Side, synchronous: &str) -> (f64, f64) {
         let stop = &stop;
         let written = scope.spawn(move || {
             let mut update = writer
-                .prepare("UPDATE t SET v = hex(randomblob(100)) WHERE id = abs(random()) % 200000 + 1")
+                .prepare(
+                    "UPDATE t SET v = hex(randomblob(100)) WHERE id = abs(random()) % 200000 + 1",
+                )
                 .expect("an update");
             let (start, mut commits) = (Instant::now(), 0);
             while !stop.load(Ordering::Relaxed) {

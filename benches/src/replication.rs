@@ -98,7 +98,12 @@ pub fn catching_up(dir: &Path, report: &mut Report) {
     wait(&primary, &again);
     rate(report, "catch-up with 100 commits of 10 MB", bytes, start.elapsed());
     let memory = resident() / 1e6;
-    report.row("memory (RSS) with both nodes in one process", "-".into(), format!("{memory:.0} MB"), "-".into());
+    report.row(
+        "memory (RSS) with both nodes in one process",
+        "-".into(),
+        format!("{memory:.0} MB"),
+        "-".into(),
+    );
 }
 
 fn rate(report: &mut Report, what: &str, bytes: u64, elapsed: Duration) {

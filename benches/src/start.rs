@@ -40,7 +40,12 @@ pub fn open_a_gigabyte(dir: &Path, report: &mut Report) {
     let imported = start.elapsed();
     let ratio = imported.as_secs_f64() / copied.as_secs_f64();
     let seconds = |time: std::time::Duration| format!("{:.2} s", time.as_secs_f64());
-    report.row("import of 1 GB; plain: cp and sync", seconds(copied), seconds(imported), format!("{ratio:.2} x"));
+    report.row(
+        "import of 1 GB; plain: cp and sync",
+        seconds(copied),
+        seconds(imported),
+        format!("{ratio:.2} x"),
+    );
     drop(db);
     store.close().expect("a clean stop");
     drop(store);

@@ -1,3 +1,5 @@
+//! Risk: a replica is sent what does not follow, or is not sent what it lacks. In virtual time.
+
 use std::cell::RefCell;
 
 use litefs_store::Checksum;

@@ -1,3 +1,5 @@
+//! Risk: a replica acknowledges, answers or dials what it must not. In virtual time.
+
 use std::collections::HashMap;
 
 use litefs_store::{Checksum, Txid};
