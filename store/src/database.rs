@@ -196,6 +196,16 @@ impl Database {
         Ok(self.synced_pos())
     }
 
+    /// Prepares the log's next segment ahead of its use, if it will soon be needed: what the
+    /// background does, for a simulation without it.
+    ///
+    /// # Errors
+    /// `Io`, `Full`: it can be repeated.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn prepare_spare(&self) -> Result<()> {
+        self.0.prepare_spare()
+    }
+
     /// How a peer's position relates to this database's history.
     ///
     /// # Errors

@@ -12,6 +12,9 @@ use crate::{Error, OpenMode, Result, Storage};
 /// The version of the data directory's layout.
 const FORMAT: u32 = 1;
 
+/// Its name in the data directory.
+pub(crate) const NODE_FILE: &str = "node.json";
+
 /// See the module's text.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,7 +44,7 @@ mod hex {
 impl NodeFile {
     /// Reads the file, or creates it in a new data directory.
     pub(crate) fn open(storage: &dyn Storage, dir: &Path, node_id: Option<u64>) -> Result<Self> {
-        let path = dir.join("node.json");
+        let path = dir.join(NODE_FILE);
         let file = match storage.open(&path, OpenMode::Read) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let random = || RandomState::new().build_hasher().finish();
@@ -68,7 +71,7 @@ impl NodeFile {
 
     /// Replaces the file, durably.
     pub(crate) fn write(&self, storage: &dyn Storage, dir: &Path) -> Result<()> {
-        let (new, path) = (dir.join("node.json.new"), dir.join("node.json"));
+        let (new, path) = (dir.join("node.json.new"), dir.join(NODE_FILE));
         let text = serde_json::to_vec_pretty(self).expect("BUG: plain fields serialize");
         let file = storage.open(&new, OpenMode::CreateNew).at("create", &new)?;
         file.write_all_at(&text, 0).and_then(|()| file.sync_data()).at("write", &new)?;

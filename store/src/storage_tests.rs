@@ -321,14 +321,14 @@ fn a_failed_sync_is_never_forgotten_nor_hidden_by_a_reopen() {
 #[test]
 fn threads_that_share_a_small_cache_read_their_own_files() {
     on_both(|storage, dir| {
-        let (cache, files) = cached_files(&storage, dir, 3, 8);
+        let (cache, files) = cached_files(&storage, dir, 3, 9);
         let rounds = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for start in 0..4 {
                 let (files, rounds) = (&files, &rounds);
                 scope.spawn(move || {
                     for step in 0..500 {
-                        let i = (start * 3 + step * 5) % files.len();
+                        let i = (start * 3 + step * 5) % 8;
                         assert_eq!(read(&*files[i].get().unwrap()), [i as u8]);
                         rounds.fetch_add(1, Ordering::Relaxed);
                     }
@@ -336,9 +336,8 @@ fn threads_that_share_a_small_cache_read_their_own_files() {
             }
         });
         assert_eq!(rounds.load(Ordering::Relaxed), 2000);
-        // Each thread may hold one file and be opening another while all of the rest are in use.
-        files[0].get().unwrap();
-        files[1].get().unwrap();
-        assert!(cache.open_count() <= 4, "{cache:?}");
+        // Files in use may have pushed the cache over its cap; the next file opened brings it back.
+        files[8].get().unwrap();
+        assert_eq!(cache.open_count(), 3);
     });
 }

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::db::Db;
 use crate::error::IoContext;
 use crate::gate::WriteGate;
-use crate::node_file::NodeFile;
+use crate::node_file::{NODE_FILE, NodeFile};
 use crate::shared::{Shared, Subscription};
 use crate::{Database, DbName, DirLock, Error, Options, Result, Storage};
 
@@ -98,7 +98,7 @@ impl Store {
         let dir = dir.as_ref().to_path_buf();
         let storage = options.storage.clone();
         let dbs = dir.join("dbs");
-        create_dir_durably(storage.as_ref(), &dbs)?;
+        create_dir_durably(storage.as_ref(), &dir)?;
         let lock = match storage.lock_dir(&dir) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 return Err(Error::Locked { dir, reason: e.to_string() });
@@ -268,15 +268,22 @@ impl Inner {
     }
 }
 
-/// Creates a directory and its missing parents, and makes the names of those it made durable.
+/// Creates a data directory and its missing parents, and makes their names and those in it durable.
 fn create_dir_durably(storage: &dyn Storage, dir: &Path) -> Result<()> {
-    let missing: Vec<&Path> =
-        dir.ancestors().take_while(|dir| storage.list(dir).is_err()).collect();
-    storage.create_dir_all(dir).at("create", dir)?;
-    for made in missing {
-        let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        storage.sync_dir(parent).at("sync", parent)?;
+    let dbs = dir.join("dbs");
+    let missing = dbs.ancestors().take_while(|dir| storage.list(dir).is_err()).count();
+    let finished = storage.list(dir).is_ok_and(|names| names.iter().any(|name| name == NODE_FILE));
+    storage.create_dir_all(&dbs).at("create", &dbs)?;
+    for (depth, parent) in dbs.ancestors().skip(1).enumerate() {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let synced = storage.sync_dir(parent).at("sync", parent);
+        if depth < missing.max(1) {
+            synced?;
+        } else if finished {
+            break;
+        }
+        // Else a process that was killed may have made it. A parent that was there long before
+        // may not allow it.
     }
     Ok(())
 }

@@ -152,7 +152,10 @@ impl Db {
         let header = &draft.header;
         let record_len = litefs_ltx::record_len(header.page_size, draft.pages.len() as u64);
         let len = frame::frame_len(record_len);
-        self.ensure_created()?;
+        self.settle()?;
+        if self.log.lock().is_full(len) {
+            self.sync_log()?;
+        }
         let place = self.log.lock().reserve(len, header.min_txid)?;
         let mut sink = FrameSink::new(&place, record_len)?;
         if let Err(error) = self.write_frame(&mut sink, &draft, overlay) {

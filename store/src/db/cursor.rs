@@ -165,7 +165,9 @@ impl LogCursor {
         let first = self.pos.txid.next();
         log.segments()
             .map(|segment| match here {
-                Some((at, offset)) if at == segment.header.first => segment.end() - offset,
+                Some((at, offset)) if at == segment.header.first => {
+                    segment.end().saturating_sub(offset)
+                }
                 _ if segment.last() < first => 0,
                 _ => segment.end() - SEGMENT_HEADER_LEN,
             })

@@ -43,6 +43,11 @@ impl Db {
         let _alone = self.folding.lock();
         self.check_well()?;
         let content = self.content();
+        if self.pos().is_zero() {
+            return Ok(());
+        }
+        // Before the ceiling rises: settling writes the mark, and the log is not synced yet.
+        self.settle()?;
         if let Some(target) = self.raise_ceiling(&content) {
             self.fold_to(&content, target)?;
             self.folds.fetch_add(1, Ordering::Relaxed);
@@ -74,6 +79,10 @@ impl Db {
         let plan = plan(content, target);
         self.write_base(content, &plan)?;
         self.write_sums(&plan)?;
+        if mark.page_size.is_none() {
+            // The first fold; whether it is the first try does not matter.
+            storage.sync_dir(&self.dir).at("sync", &self.dir)?;
+        }
 
         mark.pos = plan.target.pos;
         mark.page_size = Some(plan.page_size);
@@ -86,7 +95,6 @@ impl Db {
     fn write_base(&self, content: &Content, plan: &Plan) -> Result<()> {
         let path = self.dir.join("base");
         let storage = &self.shared.storage;
-        let created = storage.file_len(&path).at("read", &path)?.is_none();
         let file = storage.open(&path, OpenMode::Create).at("open", &path)?;
         let page_len = plan.page_size.len();
         let mut run = Vec::with_capacity(RUN_LEN);
@@ -108,26 +116,17 @@ impl Db {
         if file.len().at("read", &path)? != len {
             file.set_len(len).at("resize", &path)?;
         }
-        file.sync_data().at("sync", &path)?;
-        if created {
-            storage.sync_dir(&self.dir).at("sync", &self.dir)?;
-        }
-        Ok(())
+        file.sync_data().at("sync", &path)
     }
 
     fn write_sums(&self, plan: &Plan) -> Result<()> {
         let path = self.dir.join("checksums");
         let storage = &self.shared.storage;
-        let created = storage.file_len(&path).at("read", &path)?.is_none();
         let file = storage.open(&path, OpenMode::Create).at("open", &path)?;
         let entries: Vec<(Pgno, Checksum)> =
             plan.pages.iter().map(|(pgno, version)| (*pgno, version.sum)).collect();
         sums::update(file.as_ref(), &entries, plan.target.pages).at("write", &path)?;
-        file.sync_data().at("sync", &path)?;
-        if created {
-            storage.sync_dir(&self.dir).at("sync", &self.dir)?;
-        }
-        Ok(())
+        file.sync_data().at("sync", &path)
     }
 
     /// Removes log segments below the mark that are too old, or would make the log too large if it
@@ -152,6 +151,7 @@ impl Db {
         if !self.log.lock().wants_spare() {
             return Ok(());
         }
+        self.settle()?;
         // The best spare is a segment that has to go: its space has been written before.
         self.retire(MAX_CAPACITY)?;
         let Some((path, capacity)) = self.log.lock().begin_spare() else { return Ok(()) };

@@ -36,7 +36,7 @@ pub(crate) struct Installation<'a> {
 impl<'a> Installation<'a> {
     /// Step 1 begins. The caller holds `db.installing`.
     pub(crate) fn begin(db: &'a Arc<Db>, page_size: PageSize) -> Result<Self> {
-        db.ensure_created()?;
+        db.settle()?;
         let path = db.dir.join(RENAMES[0].0);
         let file = db.shared.storage.open(&path, OpenMode::CreateNew).at("create", &path)?;
         let buffer = Vec::with_capacity(WRITE_LEN);
@@ -103,6 +103,7 @@ impl<'a> Installation<'a> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             kept => kept.at("open", &old.base.path())?,
         }
+        db.log.lock().keep_open()?;
         let mut mark = old.published.read().mark;
         mark.generation += 1;
         mark.pos = pos;
@@ -110,8 +111,14 @@ impl<'a> Installation<'a> {
         mark.page_size = Some(self.page_size);
         mark.pages = self.pages();
         mark.installing = true;
-        let switched = db.switch(mark);
-        let mark = switched.inspect_err(|error| db.poison(error))?;
+        let storage = db.shared.storage.as_ref();
+        let switched = mark.write(storage, &db.dir).and_then(|()| finish(storage, &db.dir, mark));
+        let mark = switched.inspect_err(|error| {
+            db.poison(error);
+            // The mark may say "installing": nobody may write aside before that is finished.
+            *db.settled.lock() = false;
+        })?;
+        db.log.lock().restart(mark.generation, pos.txid);
         let mut published = Published::of_base(mark, self.sums);
         published.timestamp_ms = timestamp_ms;
         let content = Arc::new(Content::new(&db.shared, &db.dir, published));
@@ -126,16 +133,6 @@ impl<'a> Installation<'a> {
             timestamp_ms,
         });
         Ok(pos)
-    }
-}
-
-impl Db {
-    fn switch(&self, mut mark: Mark) -> Result<Mark> {
-        let storage = self.shared.storage.as_ref();
-        mark.write(storage, &self.dir)?;
-        // Old readers keep the segments' files; the names go.
-        self.log.lock().clear(mark.generation, mark.pos.txid)?;
-        finish(storage, &self.dir, mark)
     }
 }
 

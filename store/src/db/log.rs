@@ -4,7 +4,9 @@
 //! - only the last segment is appended to, and only while `tail_open`: after a start, or after the
 //!   end was cut, the next record begins a new segment, so that what may lie behind the old end
 //!   never comes to follow a valid record;
-//! - all segments but the last are on disk: a segment is synced before the next is begun;
+//! - all segments but the last are on disk: a segment is synced before the next is begun. The last
+//!   one that a start finds is copied instead: what was read may be in the kernel's cache only,
+//!   where a failed sync, of which only the process before knew, has marked it clean;
 //! - a segment's header and name are on disk before its first record is written.
 
 use std::collections::VecDeque;
@@ -115,10 +117,19 @@ pub(crate) struct Log {
 }
 
 /// What a sync of the log has to reach.
+#[derive(Debug)]
 pub(crate) struct Unsynced {
-    pub segment: Arc<Segment>,
+    segment: Arc<Segment>,
     last: Txid,
     cuts: u64,
+}
+
+impl Unsynced {
+    /// Syncs it.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let synced = self.segment.file.get().and_then(|file| file.sync_data());
+        synced.at("sync", &self.segment.file.path())
+    }
 }
 
 impl Log {
@@ -168,20 +179,18 @@ impl Log {
     }
 
     /// Finds a place for a frame of `len` bytes that begins with transaction `first`; begins a new
-    /// segment if need be. On error the log is as before.
+    /// segment if need be, for which all before it must be on disk. On error the log is as before.
     pub(crate) fn reserve(&mut self, len: u64, first: Txid) -> Result<Place> {
         debug_assert_eq!(first, self.last.next(), "transactions follow each other");
-        let fits = |segment: &Segment| segment.end() + len <= segment.capacity;
-        if let Some(tail) = self.segments.back()
-            && self.tail_open
-            && fits(tail)
-        {
+        if let (Some(tail), false) = (self.segments.back(), self.is_full(len)) {
             return Ok(Place { segment: tail.clone(), offset: tail.end(), synced: self.synced });
         }
-        self.sync()?;
+        debug_assert_eq!(self.synced, self.last, "a segment is synced before the next is begun");
         if self.segments.back().is_some_and(|tail| tail.header.first == first) {
-            // Begun and left empty, by a record that was taken back or a crash.
+            // Begun and left empty, by a record that was taken back or a crash. Its file stays
+            // until it is begun again, so the record must not go to the segment before it.
             self.segments.pop_back();
+            self.tail_open = false;
         }
         let segment = Arc::new(self.begin_segment(len + SEGMENT_HEADER_LEN, first)?);
         self.segments.push_back(segment.clone());
@@ -205,28 +214,32 @@ impl Log {
         Ok(())
     }
 
-    /// Syncs what was appended, while the log is held.
-    pub(crate) fn sync(&mut self) -> Result<()> {
-        if let Some(unsynced) = self.unsynced() {
-            sync_segment(&unsynced.segment)?;
-            self.note_synced(&unsynced);
+    /// What to sync, without holding the log meanwhile; `None` if all is on disk. What a start
+    /// found is made durable here.
+    pub(crate) fn unsynced(&mut self) -> Result<Option<Unsynced>> {
+        let Some(tail) = self.segments.back().filter(|_| self.synced < self.last) else {
+            return Ok(None);
+        };
+        if !self.tail_open {
+            self.copy_tail(tail.end())?;
+            return Ok(None);
         }
-        Ok(())
+        let segment = tail.clone();
+        Ok(Some(Unsynced { segment, last: self.last, cuts: self.cuts }))
     }
 
-    /// What to sync; `None` if all is on disk.
-    pub(crate) fn unsynced(&self) -> Option<Unsynced> {
-        let segment = self.segments.back()?.clone();
-        let unsynced = Unsynced { segment, last: self.last, cuts: self.cuts };
-        (self.synced < self.last).then_some(unsynced)
+    /// Takes note that what was to be synced has been.
+    pub(crate) fn note_synced(&mut self, synced: &Unsynced) {
+        // Another record may have taken the place of one that was taken back meanwhile.
+        if synced.cuts == self.cuts {
+            self.synced = self.synced.max(synced.last);
+        }
     }
 
-    /// Takes note that it is on disk, unless a record was taken off the end meanwhile: another may
-    /// be in its place, which the sync did not reach.
-    pub(crate) fn note_synced(&mut self, unsynced: &Unsynced) {
-        if unsynced.cuts == self.cuts {
-            self.synced = self.synced.max(unsynced.last);
-        }
+    /// True if a frame of `len` bytes needs a new segment.
+    pub(crate) fn is_full(&self, len: u64) -> bool {
+        let fits = |tail: &Arc<Segment>| self.tail_open && tail.end() + len <= tail.capacity;
+        !self.segments.back().is_some_and(fits)
     }
 
     fn begin_segment(&mut self, least: u64, first: Txid) -> Result<Segment> {
@@ -250,13 +263,18 @@ impl Log {
             synced: self.synced,
             salt: self.salt(first),
         };
+        if let Err(e) = file.allocate(capacity) {
+            // Without its header the file counts for nothing; space is what is missing.
+            let _ = storage.remove_file(&path);
+            return Err(e).at("create", &path);
+        }
         let begun = file
-            .allocate(capacity)
-            .and_then(|()| file.write_all_at(&header.encode(), 0))
+            .write_all_at(&header.encode(), 0)
             .and_then(|()| file.sync_data())
             .and_then(|()| storage.sync_dir(&self.dir));
         if let Err(e) = begun {
-            // Without its header the file counts for nothing; the space may be what is missing.
+            // It may come back, empty: no other segment may then hold its first record.
+            self.tail_open = false;
             let _ = storage.remove_file(&path);
             return Err(e).at("create", &path);
         }
@@ -326,7 +344,10 @@ impl Log {
                 break;
             }
             let oldest = self.segments.pop_front().expect("BUG: more than one segment");
-            self.remove(oldest)?;
+            if let Err(error) = self.remove(&oldest) {
+                self.segments.push_front(oldest);
+                return Err(error);
+            }
             // One at a time, so that what comes back after a power loss joins the rest.
             self.shared.storage.sync_dir(&self.dir).at("sync", &self.dir)?;
             retired += 1;
@@ -335,67 +356,81 @@ impl Log {
     }
 
     /// Keeps the file as the spare if nobody reads it and it is of the full size, else removes it.
-    fn remove(&mut self, segment: Arc<Segment>) -> Result<()> {
+    fn remove(&mut self, segment: &Arc<Segment>) -> Result<()> {
         let storage = &self.shared.storage;
         let path = segment.file.path();
-        let unread = Arc::strong_count(&segment) == 1;
+        let unread = Arc::strong_count(segment) == 1;
         if unread && self.spare.is_none() && segment.capacity == MAX_CAPACITY {
             storage.rename(&path, &self.dir.join(SPARE)).at("rename", &path)?;
             self.spare = Some(segment.capacity);
             return Ok(());
         }
-        segment.file.keep_open().at("open", &path)?;
+        keep_open(segment)?;
         storage.remove_file(&path).at("remove", &path)
     }
 
-    /// Removes every segment, for content that the log does not lead to.
-    pub(crate) fn clear(&mut self, generation: u64, last: Txid) -> Result<()> {
-        while let Some(segment) = self.segments.back() {
-            let path = segment.file.path();
-            segment.file.keep_open().at("open", &path)?;
-            self.shared.storage.remove_file(&path).at("remove", &path)?;
-            self.segments.pop_back();
-        }
+    /// Keeps the files for those who read them: their names will go.
+    pub(crate) fn keep_open(&self) -> Result<()> {
+        self.segments.iter().try_for_each(keep_open)
+    }
+
+    /// Forgets every segment, for content that the log does not lead to.
+    pub(crate) fn restart(&mut self, generation: u64, last: Txid) {
+        self.segments.clear();
         self.generation = generation;
         self.cuts += 1;
         self.tail_open = false;
         self.last = last;
         self.synced = last;
-        Ok(())
     }
 
-    /// Cuts the log after the frame that ends at `end` of `segment`, with transaction `last`.
-    /// The cut segment gets a new file, since readers of what is dropped may use the old one.
+    /// Cuts the log, durably, after the frame that ends at `end` of `segment`, with transaction
+    /// `last`. On error, disk and memory may differ.
     pub(crate) fn cut(&mut self, segment: &Arc<Segment>, end: u64, last: Txid) -> Result<()> {
         let storage = &self.shared.storage;
         while let Some(tail) = self.segments.back().filter(|tail| !Arc::ptr_eq(tail, segment)) {
+            keep_open(tail)?;
             let path = tail.file.path();
-            tail.file.keep_open().at("open", &path)?;
             storage.remove_file(&path).at("remove", &path)?;
+            // One at a time, newest first, so that a power loss leaves no gap.
+            storage.sync_dir(&self.dir).at("sync", &self.dir)?;
             self.segments.pop_back();
         }
-        storage.sync_dir(&self.dir).at("sync", &self.dir)?;
         self.cuts += 1;
         self.tail_open = false;
         self.last = last;
-        self.synced = last;
-        let path = segment.file.path();
-        segment.file.keep_open().at("open", &path)?;
-        if end <= SEGMENT_HEADER_LEN {
+        self.copy_tail(end)
+    }
+
+    /// Replaces the last segment by a copy of its first `end` bytes, or removes it if no record is
+    /// among them. Then everything is on disk.
+    fn copy_tail(&mut self, end: u64) -> Result<()> {
+        let Some(tail) = self.segments.back().cloned() else { return Ok(()) };
+        let storage = &self.shared.storage;
+        let path = tail.file.path();
+        // Those who read what is cut off, or hold a version in it, keep the old file.
+        keep_open(&tail)?;
+        let copied = if end <= SEGMENT_HEADER_LEN {
             storage.remove_file(&path).at("remove", &path)?;
-            self.segments.pop_back();
-            return storage.sync_dir(&self.dir).at("sync", &self.dir);
-        }
-        let copy = self.dir.join("cut");
-        copy_prefix(storage.as_ref(), segment, end, &copy)?;
-        storage.rename(&copy, &path).at("rename", &copy)?;
-        storage.sync_dir(&self.dir).at("sync", &self.dir)?;
-        let shorter = Segment::new(segment.header, self.shared.files.file(path), end);
-        shorter.set_end(end, last);
+            None
+        } else {
+            let copy = self.dir.join("copy");
+            copy_prefix(storage.as_ref(), &tail, end, &copy)?;
+            storage.rename(&copy, &path).at("rename", &copy)?;
+            let segment = Segment::new(tail.header, self.shared.files.file(path), end);
+            segment.set_end(end, self.last);
+            Some(Arc::new(segment))
+        };
         self.segments.pop_back();
-        self.segments.push_back(Arc::new(shorter));
+        self.segments.extend(copied);
+        storage.sync_dir(&self.dir).at("sync", &self.dir)?;
+        self.synced = self.last;
         Ok(())
     }
+}
+
+fn keep_open(segment: &Arc<Segment>) -> Result<()> {
+    segment.file.keep_open().at("open", &segment.file.path())
 }
 
 /// Writes zeros over a frame's header and syncs them.
@@ -406,11 +441,6 @@ pub(crate) fn erase_frame(place: &Place) -> Result<()> {
         .write_all_at(&[0; FRAME_HEADER_LEN as usize], place.offset)
         .and_then(|()| file.sync_data());
     erased.at("take back a record in", &path)
-}
-
-pub(crate) fn sync_segment(segment: &Segment) -> Result<()> {
-    let synced = segment.file.get().and_then(|file| file.sync_data());
-    synced.at("sync", &segment.file.path())
 }
 
 fn copy_prefix(storage: &dyn crate::Storage, from: &Segment, end: u64, to: &Path) -> Result<()> {

@@ -116,13 +116,31 @@ impl Mark {
         Ok(newest)
     }
 
+    /// Makes this mark, with the next sequence number, the only one, whatever of the file is on
+    /// disk: a slot that was read may be in the kernel's cache only, and then neither it nor the
+    /// other one may be overwritten. Makes all names in `dir` durable.
+    pub(crate) fn replace(&mut self, storage: &dyn Storage, dir: &Path) -> Result<()> {
+        let (new, path) = (dir.join("mark.new"), dir.join("mark"));
+        let next = Self { sequence: self.sequence + 1, ..*self };
+        let file = storage.open(&new, OpenMode::CreateNew).at("create", &new)?;
+        file.write_all_at(&next.encode(), next.slot()).at("write", &new)?;
+        file.sync_data().at("sync", &new)?;
+        storage.rename(&new, &path).at("rename", &new)?;
+        storage.sync_dir(dir).at("sync", dir)?;
+        *self = next;
+        Ok(())
+    }
+
+    fn slot(&self) -> u64 {
+        self.sequence % 2 * SLOT_LEN
+    }
+
     /// Writes this mark with the next sequence number into the other slot and syncs it.
     pub(crate) fn write(&mut self, storage: &dyn Storage, dir: &Path) -> Result<()> {
         let path = dir.join("mark");
         let next = Self { sequence: self.sequence + 1, ..*self };
         let file = storage.open(&path, OpenMode::Create).at("open", &path)?;
-        let offset = next.sequence % 2 * SLOT_LEN;
-        file.write_all_at(&next.encode(), offset).at("write", &path)?;
+        file.write_all_at(&next.encode(), next.slot()).at("write", &path)?;
         file.sync_data().at("sync", &path)?;
         *self = next;
         Ok(())

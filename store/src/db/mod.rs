@@ -79,6 +79,8 @@ pub(crate) struct Db {
     pub folding: Mutex<()>,
     /// Held by the one import or snapshot that is being written aside.
     pub installing: Mutex<()>,
+    /// True once the files that recovery found are durable; see [`Db::settle`].
+    pub settled: Mutex<bool>,
     health: Mutex<Health>,
     /// False once quarantined or poisoned, so that the usual case needs no lock.
     well: AtomicBool,
@@ -91,7 +93,6 @@ pub(crate) struct Db {
     pub fold_urgent: AtomicBool,
     pub spare_queued: AtomicBool,
     pub retention_queued: AtomicBool,
-    created: AtomicBool,
     /// True while a pinned snapshot holds back the fold.
     pub fold_blocked: AtomicBool,
     pub sync_queued: AtomicBool,
@@ -135,6 +136,7 @@ impl Db {
             token: Token::default(),
             folding: Mutex::new(()),
             installing: Mutex::new(()),
+            settled: Mutex::new(false),
             health: Mutex::new(Health::default()),
             well: AtomicBool::new(true),
             moved: Mutex::new(()),
@@ -146,7 +148,6 @@ impl Db {
             fold_urgent: AtomicBool::new(false),
             spare_queued: AtomicBool::new(false),
             retention_queued: AtomicBool::new(false),
-            created: AtomicBool::new(false),
             fold_blocked: AtomicBool::new(false),
             sync_queued: AtomicBool::new(false),
             syncs_commits: AtomicBool::new(false),
@@ -162,25 +163,31 @@ impl Db {
         self.content.read().published.read().newest.pos
     }
 
-    /// Creates the directory of a new database, with its mark, durably.
-    pub(crate) fn ensure_created(&self) -> Result<()> {
-        if self.created.load(Ordering::Acquire) {
+    /// Before the first change since the start: creates what is missing, and makes durable what
+    /// recovery found. A process that was killed may have left that in the kernel's cache only,
+    /// and all that follows builds on it.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let mut settled = self.settled.lock();
+        if *settled {
             return Ok(());
         }
-        let storage = &self.shared.storage;
+        let storage = self.shared.storage.as_ref();
         let log = self.dir.join("log");
-        if storage.file_len(&self.dir.join("mark")).at("read", &self.dir)?.is_some() {
-            self.created.store(true, Ordering::Release);
-            return Ok(());
-        }
         storage.create_dir_all(&log).at("create", &log)?;
-        let mut mark = Mark::NEW;
-        mark.write(storage.as_ref(), &self.dir)?;
-        storage.sync_dir(&self.dir).at("sync", &self.dir)?;
-        let parent = self.shared.databases_dir();
-        storage.sync_dir(&parent).at("sync", &parent)?;
+        let mut mark = match self.check_well() {
+            Ok(()) => self.content().published.read().mark,
+            // The content is about to be replaced; what counts until then is on the disk.
+            Err(_) => Mark::read(storage, &self.dir)?.unwrap_or(Mark::NEW),
+        };
+        mark.replace(storage, &self.dir)?;
+        if mark.installing {
+            mark = install::finish(storage, &self.dir, mark)?;
+        }
+        for dir in [log, self.shared.databases_dir()] {
+            storage.sync_dir(&dir).at("sync", &dir)?;
+        }
         self.content().published.write().mark = mark;
-        self.created.store(true, Ordering::Release);
+        *settled = true;
         Ok(())
     }
 
@@ -249,17 +256,10 @@ impl Db {
     /// Syncs the log without holding it meanwhile; a failure poisons the database.
     pub(crate) fn sync_log(&self) -> Result<()> {
         self.check_well()?;
-        let Some(unsynced) = self.log.lock().unsynced() else { return Ok(()) };
-        match log::sync_segment(&unsynced.segment) {
-            Ok(()) => {
-                self.log.lock().note_synced(&unsynced);
-                Ok(())
-            }
-            Err(error) => {
-                self.poison(&error);
-                Err(error)
-            }
-        }
+        let Some(unsynced) = self.log.lock().unsynced()? else { return Ok(()) };
+        unsynced.sync().inspect_err(|error| self.poison(error))?;
+        self.log.lock().note_synced(&unsynced);
+        Ok(())
     }
 
     /// Wakes whoever waits for the position to change.

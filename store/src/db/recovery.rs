@@ -57,7 +57,10 @@ pub(crate) struct Recovered {
 pub(crate) fn recover(shared: &Arc<Shared>, dir: &Path) -> Result<Recovered, Failure> {
     let storage = shared.storage.as_ref();
     let mark = match Mark::read(storage, dir)? {
-        Some(mark) if mark.installing => install::finish(storage, dir, mark)?,
+        Some(mut mark) if mark.installing => {
+            mark.replace(storage, dir)?;
+            install::finish(storage, dir, mark)?
+        }
         Some(mark) => mark,
         None => unmarked(shared, dir)?,
     };
@@ -97,7 +100,8 @@ fn check_against_mark(shared: &Shared, dir: &Path, published: &Published) -> Res
         let base = dir.join("base");
         let len = shared.storage.file_len(&base).at("read", &base)?.unwrap_or(0);
         let expected = u64::from(mark.pages) * u64::from(page_size.get());
-        if len != expected {
+        // Longer is no damage: nobody reads what a lost truncation brings back.
+        if len < expected {
             let reason = format!("its base has {len} bytes instead of {expected}");
             return Err(Failure::Damage(reason));
         }
@@ -283,7 +287,7 @@ impl Scan {
 /// The newest transaction that frames behind `offset` state to be on disk.
 fn synced_by_frames(segment: &Segment, offset: u64) -> Result<Txid, Failure> {
     let mut known = Txid::ZERO;
-    let mut chunk = vec![0; 1 << 20];
+    let mut chunk = vec![0; segment.capacity.saturating_sub(offset).min(1 << 20) as usize];
     let mut at = offset;
     while at + FRAME_HEADER_LEN <= segment.capacity {
         let len = (segment.capacity - at).min(chunk.len() as u64) as usize;

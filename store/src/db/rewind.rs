@@ -57,9 +57,15 @@ impl Db {
         let parent = self.dir.join("diverged");
         let kept = parent.join(format!("{}-{}-{}", from.txid.next(), to.txid, to.checksum));
         if storage.list(&kept).is_ok() {
+            // A process that was killed may have left the name in the kernel's cache only.
+            self.sync_diverged(&parent)?;
             return Ok(kept);
         }
         let unfinished = parent.join("unfinished");
+        match storage.remove_dir_all(&unfinished) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.at("remove", &unfinished)?,
+        }
         storage.create_dir_all(&unfinished).at("create", &unfinished)?;
         match cursor {
             Some(cursor) => self.preserve_records(cursor, &unfinished)?,
@@ -70,12 +76,17 @@ impl Db {
         }
         storage.sync_dir(&unfinished).at("sync", &unfinished)?;
         storage.rename(&unfinished, &kept).at("rename", &unfinished)?;
-        storage.sync_dir(&parent).at("sync", &parent)?;
-        storage.sync_dir(&self.dir).at("sync", &self.dir)?;
+        self.sync_diverged(&parent)?;
         tracing::warn!(db = %self.name, %from, %to, path = %kept.display(), "kept diverged transactions");
         let (db, path) = (self.name.clone(), kept.clone());
         self.shared.emit(&Event::Diverged { db, from, to, path });
         Ok(kept)
+    }
+
+    fn sync_diverged(&self, parent: &Path) -> Result<()> {
+        let storage = &self.shared.storage;
+        storage.sync_dir(parent).at("sync", parent)?;
+        storage.sync_dir(&self.dir).at("sync", &self.dir)
     }
 
     /// The directories that [`Db::preserve_diverged`] has made.
@@ -117,6 +128,7 @@ impl Db {
         self.check_well()?;
         let _alone = self.folding.lock();
         let _seized = self.seize();
+        self.settle()?;
         let content = self.content();
         let rewound = {
             let published = content.published.read();
