@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::node_file::NodeFile;
     use crate::shared::Shared;
-    use crate::{DbName, OsStorage, Options};
+    use crate::{DbName, Options, OsStorage};
     use std::thread;
     use std::time::Duration;
 
