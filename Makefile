@@ -37,7 +37,7 @@ lint: ## Formatting, clippy, documentation, licenses
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy -p litefs-vfs --lib --no-default-features --features extension --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
-	# Not `advisories`: their database is fetched from a place that CI may not reach.
+	@# Not `advisories`: their database is fetched from a place that CI may not reach.
 	cargo deny --locked check bans licenses sources
 
 extension: ## Build the VFS as a loadable extension of SQLite

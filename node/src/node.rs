@@ -26,6 +26,7 @@ use crate::replication::GREETING_TIMEOUT;
 use crate::replication::follow::{Follow, Follower};
 use crate::replication::primary::Identity;
 use crate::replication::serve::{ConnectedReplica, GOODBYE_TIMEOUT, Term, close_connection};
+use crate::replication::standing::Standing;
 use crate::replication::wire::{Close, Reason};
 use crate::sockets::Sockets;
 use crate::tls::{self, PeerIdentity, TlsError, TlsMode};
@@ -486,7 +487,8 @@ impl Conductor {
         self.leave(Close::new(Reason::Shutdown, "this node becomes the primary")).await;
         let shared = &self.shared;
         let store = &shared.store;
-        let cluster = tokio::task::block_in_place(|| -> litefs_store::Result<String> {
+        let cluster = tokio::task::block_in_place(|| -> Result<String, NodeError> {
+            Standing::of(store.dir()).note_own_commits()?;
             store.set_epoch(epoch)?;
             let cluster = store.cluster_id().unwrap_or_else(new_cluster_id);
             store.set_cluster_id(&cluster)?;

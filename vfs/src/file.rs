@@ -169,6 +169,10 @@ impl MainFile {
             self.begin_exclusively().inspect_err(|_| self.snapshot = None)?;
         }
         if let Some(snapshot) = &self.snapshot {
+            if self.cookie.lineage.is_none() {
+                // The first lock: SQLite's cache is empty, so it holds nothing else.
+                self.cache.at = Some((snapshot.generation(), snapshot.pos().txid));
+            }
             self.cookie.pinned(snapshot);
         }
         Ok(())

@@ -87,6 +87,19 @@ fn a_long_reader_sees_one_state_through_commits_and_folds() {
 }
 
 #[test]
+fn the_connection_that_made_a_database_keeps_its_data_version() {
+    let home = Home::new();
+    let path = home.plain_path("plain.db");
+    for conn in [open_plain(&path), home.open("app.db")] {
+        let version = number(&conn, "PRAGMA data_version");
+        run(&conn, "CREATE TABLE t (x)");
+        assert_eq!(number(&conn, "PRAGMA data_version"), version);
+        run(&conn, "BEGIN; INSERT INTO t VALUES (1); ROLLBACK; INSERT INTO t VALUES (2)");
+        assert_eq!(number(&conn, "PRAGMA data_version"), version);
+    }
+}
+
+#[test]
 fn a_connection_with_a_full_cache_notices_every_foreign_commit() {
     let home = Home::new();
     let a = home.open("app.db");

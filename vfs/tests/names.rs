@@ -60,6 +60,41 @@ fn a_registration_does_not_keep_the_store_open() {
 }
 
 #[test]
+fn connections_to_a_closed_store_get_errors_and_can_be_dropped() {
+    let home = Home::new();
+    let conn = home.open("app.db");
+    run(&conn, "CREATE TABLE t (x); BEGIN; INSERT INTO t VALUES (1)");
+    home.store.close().unwrap();
+    assert!(conn.execute_batch("COMMIT").is_err());
+    let _ = conn.execute_batch("ROLLBACK");
+    assert!(conn.execute_batch("INSERT INTO t VALUES (2)").is_err());
+    assert!(
+        conn.prepare("SELECT * FROM t").and_then(|mut s| s.query([])?.next().map(drop)).is_err()
+    );
+    drop(conn);
+    let base = open_plain(&home.base("app.db"));
+    assert_eq!(number(&base, "SELECT count(*) FROM t"), 0);
+}
+
+#[test]
+fn connections_with_a_shared_cache_work() {
+    let home = Home::new();
+    let open = || {
+        let conn = home.open("other.db");
+        run(&conn, "ATTACH 'file:app.db?cache=shared' AS app; PRAGMA app.synchronous = OFF");
+        conn
+    };
+    let (a, b) = (open(), open());
+    run(&a, "CREATE TABLE app.t (x); INSERT INTO app.t VALUES (1)");
+    run(&b, "INSERT INTO app.t VALUES (2)");
+    run(&home.open("app.db"), "INSERT INTO t VALUES (3)");
+    for conn in [a, b] {
+        assert_eq!(number(&conn, "SELECT sum(x) FROM app.t"), 6);
+        check_integrity(&conn);
+    }
+}
+
+#[test]
 fn bad_names_are_refused_with_a_reason() {
     let home = Home::new();
     for name in ["", ".hidden", "a/b", "..", "x-journal", "x-wal", "x-shm", "nul\0byte", ":memory:"]

@@ -196,3 +196,22 @@ fn a_dropped_database_reads_as_empty_and_can_be_made_anew_with_another_page_size
     check_integrity(&conn);
     check_integrity(&other);
 }
+
+#[test]
+fn a_reset_database_is_empty_and_usable() {
+    use rusqlite::config::DbConfig::SQLITE_DBCONFIG_RESET_DATABASE;
+    let home = Home::new();
+    let conn = home.open("app.db");
+    run(&conn, "CREATE TABLE t (id INTEGER PRIMARY KEY, x)");
+    fill(&conn, 500, 1000);
+    conn.set_db_config(SQLITE_DBCONFIG_RESET_DATABASE, true).unwrap();
+    run(&conn, "VACUUM");
+    conn.set_db_config(SQLITE_DBCONFIG_RESET_DATABASE, false).unwrap();
+    assert_eq!(home.db("app.db").page_count(), 1);
+    for conn in [&conn, &home.open("app.db")] {
+        assert_eq!(number(conn, "SELECT count(*) FROM sqlite_schema"), 0);
+        check_integrity(conn);
+    }
+    run(&conn, "CREATE TABLE u (y); INSERT INTO u VALUES (1)");
+    assert_eq!(number(&home.open("app.db"), "SELECT y FROM u"), 1);
+}

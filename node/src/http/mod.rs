@@ -5,7 +5,7 @@
 //! `tls.insecure` opens it. On loopback, requests that a browser makes for a foreign page are
 //! refused: the `Host` must name this machine and no `Origin` may be given.
 //!
-//! Bounds: [`CONNECTIONS_MAX`] connections, header and stall timeouts, a fixed number of exports
+//! Bounds: `CONNECTIONS_MAX` connections, header and stall timeouts, a fixed number of exports
 //! and imports at once (`transfer.rs`).
 
 mod events;

@@ -15,6 +15,7 @@ use super::control::{Control, ControlError};
 use super::receive::{Limits, Receiver};
 use super::replica::{Action, DIAL_TIMEOUT, Local, Upstream};
 use super::serve::close_connection;
+use super::standing::Standing;
 use super::wall_ms;
 use super::wire::{Close, FromPrimary, FromReplica, MAX_POINTS, Offer, Reason, Welcome};
 use crate::config;
@@ -381,6 +382,7 @@ impl Link<'_> {
                 };
                 self.tasks.spawn(rewind.run(db, to));
             }
+            Action::NoteInSync(primary) => self.note_in_sync(&primary),
             Action::WarnUnknown(db) => tracing::warn!(
                 %db,
                 "the primary has no database of this name: it is kept here as it is and not \
@@ -390,8 +392,17 @@ impl Link<'_> {
         Ok(())
     }
 
+    fn note_in_sync(&self, primary: &Welcome) {
+        tracing::info!("in sync with primary {}", primary.hostname);
+        let standing = Standing::of(self.driver.follow.store.dir());
+        if let Err(error) = standing.note_in_sync(primary) {
+            tracing::warn!("cannot remember that this node is in sync: {error}");
+        }
+    }
+
     fn join(&mut self, welcome: &Welcome) -> Result<(), End> {
         let store = &self.driver.follow.store;
+        self.receiver.set_trusted(Standing::of(store.dir()).follows(welcome));
         let adopt = || -> litefs_store::Result<()> {
             store.set_cluster_id(&welcome.cluster)?;
             store.set_epoch(welcome.epoch)

@@ -6,12 +6,12 @@
 //! | `primary`   | pure: what one replica needs next, from its offers and acknowledgements  |
 //! | `replica`   | pure: a replica's connection, its acknowledgements and its lag           |
 //! | `lag`       | pure: since when a replica has not had everything                        |
-//! | `transport` | the QUIC endpoint and its settings                                       |
 //! | `control`   | frames on the control stream                                             |
 //! | `serve`     | drives `primary` for each connection that replicas make                  |
 //! | `send`      | one job of a primary: records or a snapshot onto a database's stream     |
 //! | `follow`    | drives `replica`: dials the primary, stays connected                     |
 //! | `receive`   | one database's stream into the store                                     |
+//! | `standing`  | whether what this node has came from the primary                         |
 //! | `pipe`      | bounded pipes between the async streams and the store's blocking calls   |
 //!
 //! The pure modules decide; the drivers own sockets, tasks and the clock and decide nothing.
@@ -25,6 +25,7 @@ mod receive;
 pub mod replica;
 mod send;
 pub mod serve;
+pub mod standing;
 pub mod wire;
 
 use std::time::Duration;

@@ -40,9 +40,10 @@ pub const RETRY: Duration = Duration::from_secs(1);
 const FAR_TRANSACTIONS: u64 = 128;
 const FAR_BYTES: u64 = 1 << 20;
 
-/// True if the records that a replica lacks should be compacted into one.
-pub fn is_far_behind(after: Txid, newest: Txid, backlog: u64) -> bool {
-    newest.get().saturating_sub(after.get()) > FAR_TRANSACTIONS && backlog > FAR_BYTES
+/// True if the records that a replica lacks should be compacted into one. `backlog` is their
+/// length in bytes.
+pub fn is_far_behind(after: Txid, newest: Txid, backlog: impl FnOnce() -> u64) -> bool {
+    newest.get().saturating_sub(after.get()) > FAR_TRANSACTIONS && backlog() > FAR_BYTES
 }
 
 /// What the machine asks of the primary's databases.

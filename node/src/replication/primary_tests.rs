@@ -1,3 +1,5 @@
+//! Risk: a replica is sent what does not follow, or is not sent what it lacks. In virtual time.
+
 use std::cell::RefCell;
 
 use litefs_store::Checksum;
@@ -381,8 +383,37 @@ fn a_flood_of_offers_stays_bounded() {
 
 #[test]
 fn far_behind_needs_many_transactions_and_many_bytes() {
-    let far = |n: u64, bytes| is_far_behind(Txid::new(10), Txid::new(10 + n), bytes);
+    let far = |n: u64, bytes: u64| is_far_behind(Txid::new(10), Txid::new(10 + n), || bytes);
     assert!(!far(128, 1 << 30));
     assert!(!far(1 << 30, 1 << 20));
     assert!(far(129, (1 << 20) + 1));
+}
+
+#[test]
+fn ten_thousand_databases_are_served_with_a_bounded_number_of_jobs_and_streams() {
+    let mut history = Fake::default();
+    let name = |i: usize| format!("db{i}");
+    for i in 0..10_000 {
+        history = history.with(&name(i), 1..=3);
+    }
+    let offers = (0..10_000).map(|i| offer(&name(i), pos(1 + i as u64 % 4))).collect();
+    let mut peer = live(&history, offers);
+    let (mut sent, mut open, mut most) = (0, 0, 0);
+    while let Some(work) = peer.poll_work() {
+        match work {
+            Work::Send(db, _) => {
+                sent += 1;
+                open += 1;
+                most = most.max(open);
+                peer.handle_outcome(ms(1), &db, Outcome::Sent(pos(3)), &history);
+                peer.handle_message(ms(1), ack(db.as_str(), pos(3)), &history);
+            }
+            Work::Finish(_) => open -= 1,
+            Work::Reset(db) => panic!("{db}"),
+        }
+    }
+    // A quarter is current, a quarter is ahead by one transaction.
+    assert_eq!(sent, 5_000);
+    assert_eq!(most, MAX_STREAMS);
+    assert_eq!(questions(&mut peer).len(), 2_500);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use litefs_store::{Database, DbName, Durability, Error, ErrorKind, Pos, Store};
@@ -13,6 +13,7 @@ use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use super::MAX_DATABASES;
 use super::pipe::{self, CHUNK, ChunkSender};
 use super::replica::{Upstream, must_preserve};
+use super::standing::is_newest_foreign;
 use super::wire::{self, Close, Reason, RecordKind, STREAM_FRAME_LEN, StreamFrame};
 
 /// Records up to this length are read into memory before they are applied.
@@ -59,6 +60,8 @@ pub struct Receiver {
     filter: HashSet<DbName>,
     limits: Limits,
     lanes: Mutex<HashMap<DbName, Arc<Lane>>>,
+    /// What is here came from this primary, unless a database's log says otherwise.
+    trusted: AtomicBool,
     epoch_start: Instant,
 }
 
@@ -97,7 +100,13 @@ impl Receiver {
         (filter, limits): (HashSet<DbName>, Limits),
         epoch_start: Instant,
     ) -> Self {
-        Self { store, upstream, wake, filter, limits, lanes: Mutex::default(), epoch_start }
+        let (lanes, trusted) = (Mutex::default(), AtomicBool::new(false));
+        Self { store, upstream, wake, filter, limits, lanes, trusted, epoch_start }
+    }
+
+    /// Says whether this node had everything of this primary and has not been primary since.
+    pub fn set_trusted(&self, trusted: bool) {
+        self.trusted.store(trusted, Ordering::Release);
     }
 
     /// Stops reading a database's stream, if there is one, and waits until nothing of it is being
@@ -193,7 +202,8 @@ impl Receiver {
             let text = format!("a record after {} for {}, at {}", frame.base, db.name(), db.pos());
             return Err(Leave::Blame(Close::new(Reason::BadRecord, text)));
         }
-        if frame.kind == RecordKind::Snapshot && must_preserve(frame.base, db.pos()) {
+        let is_ours = || tokio::task::block_in_place(|| self.may_hold_own(db));
+        if frame.kind == RecordKind::Snapshot && must_preserve(frame.base, db.pos(), is_ours) {
             self.preserve(db).await?;
         }
         let applied = if frame.len <= SMALL {
@@ -209,6 +219,13 @@ impl Receiver {
         self.upstream.lock().handle_applied(db.name());
         self.wake.notify_one();
         Ok(())
+    }
+
+    /// True if this database may hold transactions that did not come from the primary.
+    fn may_hold_own(&self, db: &Database) -> bool {
+        !self.trusted.load(Ordering::Acquire)
+            || self.upstream.lock().has_diverged(db.name())
+            || !is_newest_foreign(&self.store, db)
     }
 
     /// Keeps what a snapshot is about to replace and the primary may not have.

@@ -56,12 +56,15 @@ pub enum Action {
     Rewind(DbName, Pos),
     /// Tell the user that the primary does not have this database.
     WarnUnknown(DbName),
+    /// Remember that everything of this primary has arrived.
+    NoteInSync(Welcome),
 }
 
 /// Decides whether all content must be preserved before a snapshot record replaces it: `base` is
-/// the position that the primary knows to be on its history, `local` the replica's.
-pub fn must_preserve(base: Pos, local: Pos) -> bool {
-    !local.is_zero() && local != base
+/// the position that the primary knows to be on its history, `local` the replica's, and `is_ours`
+/// tells whether the content may hold transactions that did not come from the primary.
+pub fn must_preserve(base: Pos, local: Pos, is_ours: impl FnOnce() -> bool) -> bool {
+    !local.is_zero() && local != base && is_ours()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +102,10 @@ pub struct Upstream {
     welcome: Option<Welcome>,
     questions: BTreeMap<DbName, Action>,
     warned: HashSet<DbName>,
+    /// Databases whose position the primary found not to be on its history.
+    diverged: HashSet<DbName>,
+    was_in_sync: bool,
+    in_sync_due: bool,
     /// Databases whose position moved since the last acknowledgement.
     moved: BTreeSet<DbName>,
     /// Databases acknowledged as applied, but not yet as being on disk.
@@ -125,6 +132,9 @@ impl Upstream {
             welcome: None,
             questions: BTreeMap::new(),
             warned: HashSet::new(),
+            diverged: HashSet::new(),
+            was_in_sync: false,
+            in_sync_due: false,
             moved: BTreeSet::new(),
             unsynced: HashSet::new(),
             reoffers: BTreeMap::new(),
@@ -144,6 +154,12 @@ impl Upstream {
     /// idle cluster it swings between zero and the heartbeat interval, as LiteFS's does.
     pub fn lag(&self, now: Duration) -> Option<Duration> {
         self.lag.map(|word| word.lag + now.saturating_sub(word.at))
+    }
+
+    /// True if the primary found this database's position not to be on its history, on the present
+    /// connection.
+    pub fn has_diverged(&self, db: &DbName) -> bool {
+        self.diverged.contains(db)
     }
 
     /// The primary's wall clock at its last heartbeat, ms since 1970.
@@ -168,6 +184,9 @@ impl Upstream {
         self.join = None;
         self.welcome = None;
         self.questions.clear();
+        self.diverged.clear();
+        self.was_in_sync = false;
+        self.in_sync_due = false;
         self.moved.clear();
         self.unsynced.clear();
         self.reoffers.clear();
@@ -183,6 +202,7 @@ impl Upstream {
                 self.handle_welcome(now, welcome, local);
             }
             (Link::Live { .. }, FromPrimary::AskPoints(db)) => {
+                self.diverged.insert(db.clone());
                 self.note_question(db.clone(), Action::OfferPoints(db));
             }
             (Link::Live { .. }, FromPrimary::Rewind(db, to)) => {
@@ -196,15 +216,14 @@ impl Upstream {
             (Link::Live { .. }, FromPrimary::Heartbeat { wall_ms, lag_ms }) => {
                 self.primary_wall_ms = Some(wall_ms);
                 if let Some(lag_ms) = lag_ms {
-                    self.lag = Some(LagWord { lag: Duration::from_millis(lag_ms), at: now });
-                    self.failures = 0;
+                    self.note_lag(now, Duration::from_millis(lag_ms));
                 }
             }
             (_, FromPrimary::Goodbye(close)) => self.handle_end(close),
             _ => self.refuse(Reason::BadProtocol, "a message out of order"),
         }
         self.handle_alive(now);
-        if self.questions.len() + self.warned.len() > MAX_DATABASES {
+        if self.diverged.len().max(self.warned.len()).max(self.questions.len()) > MAX_DATABASES {
             self.refuse(Reason::BadProtocol, "too many databases");
         }
     }
@@ -274,6 +293,9 @@ impl Upstream {
     pub fn poll_action(&mut self) -> Option<Action> {
         if let Some(welcome) = self.join.take() {
             return Some(Action::Join(welcome));
+        }
+        if std::mem::take(&mut self.in_sync_due) {
+            return self.welcome.clone().map(Action::NoteInSync);
         }
         self.questions.pop_first().map(|(_, action)| action)
     }
@@ -352,6 +374,14 @@ impl Upstream {
         self.heartbeat_due = now + HEARTBEAT_INTERVAL;
         self.welcome = Some(welcome.clone());
         self.join = Some(welcome);
+    }
+
+    /// The first word on a connection says that everything has arrived.
+    fn note_lag(&mut self, now: Duration, lag: Duration) {
+        let is_first = !std::mem::replace(&mut self.was_in_sync, true);
+        self.in_sync_due |= is_first;
+        self.lag = Some(LagWord { lag, at: now });
+        self.failures = 0;
     }
 
     /// One question a database: the newest counts.

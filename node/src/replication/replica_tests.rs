@@ -1,3 +1,5 @@
+//! Risk: a replica acknowledges, answers or dials what it must not. In virtual time.
+
 use std::collections::HashMap;
 
 use litefs_store::{Checksum, Txid};
@@ -158,6 +160,7 @@ fn questions_become_actions_once_and_a_missing_database_is_told_once() {
     up.handle_message(ms(1), FromPrimary::AskPoints(db("a")), &local);
     up.handle_message(ms(1), FromPrimary::Rewind(db("b"), pos(3)), &local);
     up.handle_message(ms(1), FromPrimary::Unknown(db("c")), &local);
+    assert!(up.has_diverged(&db("a")) && !up.has_diverged(&db("b")));
     let actions: Vec<_> = std::iter::from_fn(|| up.poll_action()).collect();
     assert_eq!(
         actions,
@@ -245,8 +248,23 @@ fn nothing_of_a_closed_connection_reaches_the_next_one() {
 
 #[test]
 fn content_is_preserved_unless_it_is_known_elsewhere() {
-    assert!(must_preserve(Pos::ZERO, pos(5)));
-    assert!(must_preserve(pos(4), pos(5)));
-    assert!(!must_preserve(pos(5), pos(5)), "the primary knows it");
-    assert!(!must_preserve(pos(5), Pos::ZERO), "nothing is there");
+    let (ours, theirs) = (|| true, || false);
+    assert!(must_preserve(Pos::ZERO, pos(5), ours));
+    assert!(must_preserve(pos(4), pos(5), ours));
+    assert!(!must_preserve(pos(5), pos(5), ours), "the primary knows it");
+    assert!(!must_preserve(pos(5), Pos::ZERO, ours), "nothing is there");
+    assert!(!must_preserve(Pos::ZERO, pos(5), theirs), "it came from the primary");
+}
+
+#[test]
+fn being_in_sync_is_noted_once_a_connection() {
+    let local = Fake::default();
+    let mut up = live(&local);
+    let beat = |lag_ms| FromPrimary::Heartbeat { wall_ms: 0, lag_ms };
+    up.handle_message(ms(1), beat(None), &local);
+    assert_eq!(up.poll_action(), None);
+    up.handle_message(ms(2), beat(Some(0)), &local);
+    up.handle_message(ms(3), beat(Some(0)), &local);
+    assert!(matches!(up.poll_action(), Some(Action::NoteInSync(_))));
+    assert_eq!(up.poll_action(), None);
 }

@@ -97,7 +97,7 @@ impl Sender {
         loop {
             for _ in 0..TURN {
                 let pos = cursor.pos();
-                if is_far_behind(pos.txid, self.db.pos().txid, cursor.backlog()) {
+                if is_far_behind(pos.txid, self.db.pos().txid, || cursor.backlog()) {
                     line.cursor = None;
                     return Ok(Outcome::FarBehind(pos));
                 }

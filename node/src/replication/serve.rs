@@ -305,11 +305,19 @@ impl Drive<'_> {
         while let Some(frame) = self.control.next_frame().map_err(ControlError::from)? {
             let message = FromReplica::decode(&frame).map_err(ControlError::from)?;
             let is_hello = matches!(message, FromReplica::Hello(_));
+            // To place a position in the history.
+            let reads_log = matches!(
+                message,
+                FromReplica::Offers(_) | FromReplica::Ready | FromReplica::Points(..)
+            );
             let now = self.now();
-            // Placing an offer in the history may read the log.
-            tokio::task::block_in_place(|| {
+            let handle = || {
                 self.session.peer.lock().handle_message(now, message, &self.term.store);
-            });
+            };
+            match reads_log {
+                true => tokio::task::block_in_place(handle),
+                false => handle(),
+            }
             if is_hello {
                 self.welcome();
             }

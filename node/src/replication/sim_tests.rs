@@ -408,7 +408,7 @@ impl World {
                 line.truncate(common + 1);
                 replica.upstream.handle_reoffer(now, &db, false);
             }
-            Action::WarnUnknown(_) => (),
+            Action::WarnUnknown(_) | Action::NoteInSync(_) => (),
         }
     }
 
@@ -432,7 +432,7 @@ impl World {
             Task::Records(pos) | Task::Compacted(pos) if !known(pos) => {
                 (Vec::new(), Outcome::Gone(pos))
             }
-            Task::Records(pos) if is_far_behind(pos.txid, newest.txid, 1 << 30) => {
+            Task::Records(pos) if is_far_behind(pos.txid, newest.txid, || 1 << 30) => {
                 (Vec::new(), Outcome::FarBehind(pos))
             }
             Task::Records(pos) => {
@@ -491,7 +491,7 @@ impl World {
                 theirs.extend_from_slice(&line[theirs.len()..=end]);
             }
             RecordKind::Snapshot => {
-                if must_preserve(frame.base, here) {
+                if must_preserve(frame.base, here, || true) {
                     replica.store.keep_after(db, None);
                 }
                 let theirs = replica.store.lines.insert(db.clone(), line[..=end].to_vec());

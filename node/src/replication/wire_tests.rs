@@ -1,3 +1,5 @@
+//! Risk: what one side writes, the other reads as something else, or a lie makes it panic.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,6 +1,6 @@
 //! A replica gets to the primary's positions from wherever it is.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use litefs_node::Node;
 use litefs_store::DbName;
@@ -68,6 +68,31 @@ fn a_replica_that_was_away_for_long_gets_one_compacted_record() {
     assert_same(&primary, &replica, "app.db");
     let applied = replica.db("app.db").stats().commits;
     assert!(applied < 100, "{applied} records were applied");
+    assert!(replica.db("app.db").diverged().unwrap().is_empty());
+}
+
+#[test]
+fn a_replica_that_was_switched_off_beyond_the_primarys_log_keeps_no_copy() {
+    let primary = TestNode::start(|mut config| {
+        config.data.retention = Duration::ZERO;
+        config
+    });
+    let mut replica = TestNode::replica_of(&primary);
+    insert_each(&primary, "app.db", 5);
+    assert_same(&primary, &replica, "app.db");
+    insert_each(&primary, "app.db", 5);
+    assert_same(&primary, &replica, "app.db");
+    eventually("the replica knows that it is in sync", || replica.lag().is_some());
+    replica.stop();
+    insert_each(&primary, "app.db", 50);
+    let missing = pos(&primary, "app.db");
+    eventually("the log is cut", || {
+        insert_each(&primary, "app.db", 1);
+        primary.db("app.db").fold().unwrap();
+        primary.db("app.db").log_start().unwrap().txid > missing.txid
+    });
+    replica.restart(|config| config);
+    assert_same(&primary, &replica, "app.db");
     assert!(replica.db("app.db").diverged().unwrap().is_empty());
 }
 

@@ -227,9 +227,19 @@ async fn play_primary(connection: &Connection, streams: Vec<Stream>) -> Connecti
     }
 }
 
-/// A stopped replica of cluster [`CLUSTER`] with one database, its position, and records of the
-/// same history: the next one, and a snapshot.
-fn victim() -> (TestNode, Pos, (Pos, Vec<u8>), (Pos, Vec<u8>)) {
+/// A stopped replica of cluster [`CLUSTER`] with one database.
+struct Victim {
+    replica: TestNode,
+    /// Where it is.
+    before: Pos,
+    /// Where the next record leads, and its bytes.
+    after: Pos,
+    record: Vec<u8>,
+    /// A snapshot record of the position after it.
+    snapshot: Vec<u8>,
+}
+
+fn victim() -> Victim {
     let source = TestNode::primary();
     let mut replica = TestNode::replica_of(&source);
     insert_each(&source, "app.db", 3);
@@ -244,7 +254,7 @@ fn victim() -> (TestNode, Pos, (Pos, Vec<u8>), (Pos, Vec<u8>)) {
     let mut snapshot = Vec::new();
     db.snapshot().unwrap().write_snapshot_record(&mut snapshot).unwrap();
     join_cluster(&replica);
-    (replica, before, (record.pos(), bytes), (db.pos(), snapshot))
+    Victim { replica, before, after: record.pos(), record: bytes, snapshot }
 }
 
 /// Gives the stopped node's directory to the false primary's cluster.
@@ -270,7 +280,7 @@ fn stream(db: &str, frames: &[(StreamFrame, &[u8])]) -> Vec<u8> {
 
 #[test]
 fn a_replica_survives_every_kind_of_nonsense() {
-    let (mut replica, before, (after, record), (_, snapshot)) = victim();
+    let Victim { mut replica, before, after, record, snapshot } = victim();
     let frame = |bytes: &[u8]| StreamFrame {
         kind: RecordKind::Record,
         len: bytes.len() as u64,
@@ -352,7 +362,7 @@ fn a_replica_survives_every_kind_of_nonsense() {
 
 #[test]
 fn a_flood_of_streams_that_never_end_is_bounded_and_ends_with_the_connection() {
-    let (mut replica, before, (after, record), _) = victim();
+    let Victim { mut replica, before, after, record, .. } = victim();
     let frame = StreamFrame { kind: RecordKind::Record, len: 1 << 20, base: Pos::ZERO, pos: after };
     let mut streams: Vec<Stream> = (0..500)
         .map(|i| Stream {

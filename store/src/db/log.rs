@@ -428,8 +428,10 @@ impl Log {
         let Some(tail) = self.segments.back().cloned() else { return Ok(()) };
         let storage = &self.shared.storage;
         let path = tail.file.path();
-        // Those who read what is cut off, or hold a version in it, keep the old file.
-        keep_open(&tail)?;
+        if end < tail.end() {
+            // Those who read what is cut off keep the old file; a whole copy serves as well.
+            keep_open(&tail)?;
+        }
         let copied = if end <= SEGMENT_HEADER_LEN {
             storage.remove_file(&path).at("remove", &path)?;
             None
