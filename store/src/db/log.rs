@@ -116,6 +116,9 @@ pub(crate) struct Log {
     generation: u64,
     segments: VecDeque<Arc<Segment>>,
     tail_open: bool,
+    /// True while the last segment is as a start has found it, unless that is surely what is on
+    /// disk: records in it, or what is behind them, may change with a power loss.
+    tail_in_doubt: bool,
     /// The last transaction appended.
     last: Txid,
     /// The last transaction known to be on disk.
@@ -142,22 +145,24 @@ impl Unsynced {
 }
 
 impl Log {
-    /// Over the segments that recovery found, which end with `last`.
+    /// Over the segments that recovery found, which end with `last`; whether nothing lies behind it.
     pub(crate) fn new(
         shared: Arc<Shared>,
         db_dir: &Path,
         generation: u64,
-        segments: VecDeque<Arc<Segment>>,
+        (segments, tail_clean): (VecDeque<Arc<Segment>>, bool),
         last: Txid,
         synced: Txid,
     ) -> Self {
         let dir = db_dir.join("log");
+        let tail_in_doubt = !tail_clean || synced < last;
         Self {
             shared,
             dir,
             generation,
             segments,
             tail_open: false,
+            tail_in_doubt,
             last,
             synced,
             spare: None,
@@ -229,17 +234,13 @@ impl Log {
     /// What to sync, without holding the log meanwhile; `None` if all is on disk. What a start
     /// found is made durable here.
     pub(crate) fn unsynced(&mut self) -> Result<Option<Unsynced>> {
-        let Some(tail) = self.segments.back().filter(|_| self.synced < self.last) else {
-            return Ok(None);
-        };
-        if !self.tail_open {
-            let end = tail.end();
-            self.prepare_cut(tail, end)?;
-            self.replace_tail(end)?;
-            return Ok(None);
+        let Some(tail) = self.segments.back().cloned() else { return Ok(None) };
+        if self.tail_in_doubt {
+            self.prepare_cut(&tail, tail.end())?;
+            self.replace_tail(tail.end())?;
         }
-        let segment = tail.clone();
-        Ok(Some(Unsynced { segment, last: self.last, cuts: self.cuts }))
+        let unsynced = Unsynced { segment: tail, last: self.last, cuts: self.cuts };
+        Ok((self.synced < self.last).then_some(unsynced))
     }
 
     /// Takes note that what was to be synced has been.
@@ -391,6 +392,7 @@ impl Log {
     /// Forgets every segment, for content that the log does not lead to.
     pub(crate) fn restart(&mut self, generation: u64, last: Txid) {
         self.segments.clear();
+        self.tail_in_doubt = false;
         self.spare = None; // it may hold records of transactions that come again
         self.generation = generation;
         self.cuts += 1;
@@ -451,6 +453,7 @@ impl Log {
         }
         storage.sync_dir(&self.dir).at("sync", &self.dir)?;
         self.synced = self.last;
+        self.tail_in_doubt = false;
         Ok(())
     }
 

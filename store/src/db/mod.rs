@@ -111,7 +111,12 @@ impl Db {
                 // The last known position, for those who look; nothing of it is served.
                 let mark = Mark::read(shared.storage.as_ref(), &dir).ok().flatten();
                 let published = Published::of_base(mark.unwrap_or(Mark::NEW), Vec::new());
-                let db = Self::of(shared, name, dir, Recovered { published, segments });
+                let db = Self::of(
+                    shared,
+                    name,
+                    dir,
+                    Recovered { published, segments, tail_clean: true },
+                );
                 db.quarantine(&failure.to_string());
                 db
             }
@@ -119,12 +124,13 @@ impl Db {
     }
 
     fn of(shared: &Arc<Shared>, name: DbName, dir: PathBuf, recovered: Recovered) -> Self {
-        let Recovered { published, segments } = recovered;
+        let Recovered { published, segments, tail_clean } = recovered;
         let last = published.newest.pos.txid;
         // What a scan read may be in the page cache of the kernel only: its durability is unknown.
         let synced = published.floor();
         let generation = published.mark.generation;
-        let log = Log::new(shared.clone(), &dir, generation, segments, last, synced);
+        let found = (segments, tail_clean);
+        let log = Log::new(shared.clone(), &dir, generation, found, last, synced);
         let content = Arc::new(Content::new(shared, &dir, published));
         Self {
             id: shared.next_id(),

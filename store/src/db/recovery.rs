@@ -51,6 +51,8 @@ impl std::fmt::Display for Failure {
 pub(crate) struct Recovered {
     pub published: Published,
     pub segments: VecDeque<Arc<Segment>>,
+    /// True if the last segment has nothing but zeros behind its last record.
+    pub tail_clean: bool,
 }
 
 /// Reads the state of the database in `dir`.
@@ -70,7 +72,8 @@ pub(crate) fn recover(shared: &Arc<Shared>, dir: &Path) -> Result<Recovered, Fai
     let mut scan = Scan::new(Published::of_base(mark, sums), segments);
     scan.run()?;
     check_against_mark(shared, dir, &scan.published)?;
-    Ok(Recovered { published: scan.published, segments: scan.segments })
+    let Scan { published, segments, tail_clean } = scan;
+    Ok(Recovered { published, segments, tail_clean })
 }
 
 /// A database without a valid mark is a new one, unless it has content.
@@ -196,18 +199,21 @@ fn holds_records(file: &dyn File, first: Txid) -> io::Result<bool> {
 struct Scan {
     published: Published,
     segments: VecDeque<Arc<Segment>>,
+    tail_clean: bool,
 }
 
 impl Scan {
     fn new(published: Published, segments: VecDeque<Arc<Segment>>) -> Self {
-        Self { published, segments }
+        Self { published, segments, tail_clean: true }
     }
 
     fn run(&mut self) -> Result<(), Failure> {
         let expected = self.published.mark.pos.txid.next();
         let below = self.segments.partition_point(|s| s.header.first <= expected);
         let Some(mut index) = below.checked_sub(1) else {
-            return self.refuse_if_known(0, SEGMENT_HEADER_LEN, "the log's beginning is missing");
+            self.refuse_if_known(0, SEGMENT_HEADER_LEN, "the log's beginning is missing")?;
+            self.segments.clear();
+            return Ok(());
         };
         for old in 0..index {
             let next = self.segments[old + 1].header.first;
@@ -235,11 +241,16 @@ impl Scan {
     /// Reads records of one segment until there are no more; says where that is, and why.
     fn scan_segment(&mut self, index: usize) -> Result<(u64, String), Failure> {
         let segment = self.segments[index].clone();
+        let next = self.segments.get(index + 1).map(|next| next.header.first);
         let mut offset = SEGMENT_HEADER_LEN;
         loop {
             let Some(frame) = read_headers(&segment, offset)? else {
                 return Ok((offset, "no record".to_owned()));
             };
+            if next.is_some_and(|next| frame.header.max_txid >= next) {
+                // It was taken back, or never finished, when the next segment was begun.
+                return Ok((offset, "no record that counts".to_owned()));
+            }
             let end = offset + frame.total_len();
             if end > segment.capacity() {
                 return Ok((offset, format!("a record of {} bytes", frame.record_len)));
@@ -298,9 +309,17 @@ impl Scan {
     }
 
     /// Damage if anything states that the transaction after the newest was on disk.
-    fn refuse_if_known(&self, index: usize, offset: u64, reason: &str) -> Result<(), Failure> {
-        let newest = self.published.newest.pos.txid;
-        match self.known_synced(index, offset)? <= newest {
+    fn refuse_if_known(&mut self, index: usize, offset: u64, reason: &str) -> Result<(), Failure> {
+        let mut known = self.published.mark.ceiling;
+        for segment in self.segments.iter().skip(index + 1) {
+            known = known.max(segment.header.synced);
+        }
+        if let Some(segment) = self.segments.get(index) {
+            let (stated, clean) = look_behind(segment, offset)?;
+            known = known.max(stated);
+            self.tail_clean = clean;
+        }
+        match known <= self.published.newest.pos.txid {
             true => Ok(()),
             false => Err(self.damage(index, offset, reason)),
         }
@@ -316,23 +335,12 @@ impl Scan {
             "record {missing} of its log was on disk, but there is {reason}{place}"
         ))
     }
-
-    /// The newest transaction that was on disk by what the log says from a place on.
-    fn known_synced(&self, index: usize, offset: u64) -> Result<Txid, Failure> {
-        let mut known = self.published.mark.ceiling;
-        for segment in self.segments.iter().skip(index + 1) {
-            known = known.max(segment.header.synced);
-        }
-        if let Some(segment) = self.segments.get(index) {
-            known = known.max(synced_by_frames(segment, offset)?);
-        }
-        Ok(known)
-    }
 }
 
-/// The newest transaction that frames behind `offset` state to be on disk.
-fn synced_by_frames(segment: &Segment, offset: u64) -> Result<Txid, Failure> {
-    let mut known = Txid::ZERO;
+/// The newest transaction that frames behind `offset` state to be on disk, and whether there is
+/// nothing at all.
+fn look_behind(segment: &Segment, offset: u64) -> Result<(Txid, bool), Failure> {
+    let (mut known, mut clean) = (Txid::ZERO, true);
     let mut chunk = vec![0; segment.capacity().saturating_sub(offset).min(1 << 20) as usize];
     let mut at = offset;
     while at + FRAME_HEADER_LEN <= segment.capacity() {
@@ -340,10 +348,11 @@ fn synced_by_frames(segment: &Segment, offset: u64) -> Result<Txid, Failure> {
         segment.read_at(&mut chunk[..len], at)?;
         let frames = frame::find_frames(&chunk[..len], segment.header.salt);
         known = frames.map(|frame| frame.synced).fold(known, Txid::max);
+        clean &= chunk[..len].iter().all(|&byte| byte == 0);
         // The next chunk overlaps, for a header that lies across the border.
         at += (len as u64 - FRAME_HEADER_LEN + frame::ALIGN) / frame::ALIGN * frame::ALIGN;
     }
-    Ok(known)
+    Ok((known, clean))
 }
 
 /// A frame's header and its record's header.
