@@ -204,7 +204,7 @@ impl Db {
         let content = self.content();
         let published = content.published.read();
         let record = published.record_at(Txid::new(min.get() - 1))?;
-        Arc::ptr_eq(&record.segment, segment).then_some(record.end)
+        (record.segment.header.first == segment.header.first).then_some(record.end)
     }
 
     /// The oldest position from which the log can be read.

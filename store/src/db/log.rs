@@ -387,8 +387,11 @@ impl Log {
     /// Cuts the log, durably, after the frame that ends at `end` of `segment`, with transaction
     /// `last`. On error, disk and memory may differ.
     pub(crate) fn cut(&mut self, segment: &Arc<Segment>, end: u64, last: Txid) -> Result<()> {
+        self.synced = self.synced.min(last);
         let storage = &self.shared.storage;
-        while let Some(tail) = self.segments.back().filter(|tail| !Arc::ptr_eq(tail, segment)) {
+        // By name: a copy may have taken the segment's place.
+        let first = segment.header.first;
+        while let Some(tail) = self.segments.back().filter(|tail| tail.header.first > first) {
             keep_open(tail)?;
             let path = tail.file.path();
             storage.remove_file(&path).at("remove", &path)?;

@@ -200,22 +200,41 @@ impl Workload {
         Ok((bytes, source.line[at + 1].clone()))
     }
 
+    /// Brings the replica back on the primary's history, which it left when undoing what had
+    /// diverged was interrupted.
+    fn rejoin(&mut self) -> Result<()> {
+        let replica = self.driver.dbs[REPLICA].newest.pos;
+        if self.source.dbs[0].line.iter().any(|state| state.pos == replica) {
+            return Ok(());
+        }
+        if self.source.dbs[0].newest.pages.is_empty() {
+            self.source_commit()?;
+        }
+        let whole = self.source.dbs[0].newest.clone();
+        self.driver.install(REPLICA, &whole, false)
+    }
+
     /// Has the primary be at least `ahead` transactions ahead of the replica; says where in the
     /// primary's line the replica is.
     fn source_commits(&mut self, ahead: usize) -> Result<usize> {
+        self.rejoin()?;
         let replica = self.driver.dbs[REPLICA].newest.pos;
         let here = |line: &[Rc<State>]| line.iter().position(|state| state.pos == replica);
         let at = here(&self.source.dbs[0].line).expect("the replica follows the primary");
         while self.source.dbs[0].line.len() <= at + ahead {
-            let state = self.source.dbs[0].newest.clone();
-            if !state.pages.is_empty() && self.rng.chance(5) {
+            if !self.source.dbs[0].newest.pages.is_empty() && self.rng.chance(5) {
                 self.source.drop_database(0)?;
                 continue;
             }
-            let (page_size, pages, size) = transaction(&mut self.rng, &state, self.page_size, 8);
-            self.source.commit(0, page_size, &pages, size, Durability::Off, Ending::Publish)?;
+            self.source_commit()?;
         }
         Ok(at)
+    }
+
+    fn source_commit(&mut self) -> Result<()> {
+        let state = self.source.dbs[0].newest.clone();
+        let (page_size, pages, size) = transaction(&mut self.rng, &state, self.page_size, 8);
+        self.source.commit(0, page_size, &pages, size, Durability::Off, Ending::Publish)
     }
 
     fn ship(&mut self, compressed: bool) -> Result<()> {
@@ -271,10 +290,7 @@ impl Workload {
             return self.driver.rewind(REPLICA, common);
         }
         assert!(folds, "nothing keeps it from rewinding");
-        let source = &self.source.dbs[0];
-        let whole = source.line.iter().rev().find(|state| !state.pages.is_empty());
-        let whole = whole.expect("the primary never was empty for long").clone();
-        self.driver.install(REPLICA, &whole, false)
+        self.rejoin()
     }
 }
 
