@@ -126,8 +126,9 @@ impl Db {
     /// Drops the records after `to`.
     pub(crate) fn rewind(self: &Arc<Self>, to: Pos) -> Result<()> {
         self.check_well()?;
-        let _alone = self.folding.lock();
+        // In this order, as installations do.
         let _seized = self.seize();
+        let _alone = self.folding.lock();
         self.settle()?;
         let content = self.content();
         let rewound = {
@@ -201,5 +202,35 @@ impl Write for FileWriter<'_> {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node_file::NodeFile;
+    use crate::shared::Shared;
+    use crate::{DbName, Options, OsStorage};
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn a_rewind_that_waits_for_the_writer_does_not_block_the_writers_installation() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_path_buf();
+        let node = NodeFile::open(&OsStorage, &path, None).unwrap();
+        let options = Options { background: false, ..Options::default() };
+        let shared = Arc::new(Shared::new(path.clone(), options, node));
+        let name = DbName::new("db").unwrap();
+        let db = Arc::new(Db::open(&shared, name, path.join("dbs/db")));
+        let installing = db.seize();
+        let rewinder = thread::spawn({
+            let db = db.clone();
+            move || db.rewind(Pos::ZERO)
+        });
+        thread::sleep(Duration::from_millis(200)); // until it waits; too short proves less only
+        assert!(db.folding.try_lock_for(Duration::from_secs(10)).is_some());
+        drop(installing);
+        rewinder.join().unwrap().unwrap();
     }
 }
