@@ -96,3 +96,42 @@ fn a_commit_of_any_durability_is_refused_if_the_gate_closes_before_its_acknowled
         store.gate().open();
     }
 }
+
+#[test]
+fn readers_pinned_before_a_rewind_keep_their_pages_after_later_folds() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    commit(&db, &[(1, 1), (2, 1), (3, 1)], 3);
+    let common = commit(&db, &[(3, 2)], 3);
+    let at_common = db.snapshot().unwrap();
+    db.fold().unwrap();
+    commit(&db, &[(2, 9)], 3);
+    let ahead = db.snapshot().unwrap();
+    db.rewind(common).unwrap();
+    commit(&db, &[(1, 7), (3, 7)], 3);
+    db.fold().unwrap();
+    for number in [1, 3] {
+        let expected = if number == 1 { 1 } else { 2 };
+        assert_eq!(read(&ahead, number).unwrap(), [expected; PAGE], "page {number}");
+        assert_eq!(read(&at_common, number).unwrap(), [expected; PAGE], "page {number}");
+    }
+    assert_eq!(read(&ahead, 2).unwrap(), [9; PAGE]);
+    drop((ahead, at_common));
+    db.fold().unwrap();
+    assert_eq!(db.stats().mark, db.pos().txid);
+    assert_eq!(read(&db.snapshot().unwrap(), 1).unwrap(), [7; PAGE]);
+}
+
+#[test]
+fn readers_pinned_before_a_rewind_keep_their_pages_after_an_installation() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    let common = commit(&db, &[(1, 1), (2, 1)], 2);
+    db.fold().unwrap();
+    commit(&db, &[(2, 9)], 2);
+    let ahead = db.snapshot().unwrap();
+    db.rewind(common).unwrap();
+    db.import(&mut Cursor::new(plain_database())).unwrap();
+    assert_eq!(read(&ahead, 1).unwrap(), [1; PAGE]);
+    assert_eq!(read(&ahead, 2).unwrap(), [9; PAGE]);
+}

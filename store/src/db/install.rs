@@ -106,10 +106,7 @@ impl<'a> Installation<'a> {
         let _alone = db.folding.lock();
         allowed()?;
         let old = db.content();
-        match old.base.keep_open() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            kept => kept.at("open", &old.base.path())?,
-        }
+        old.keep_base()?;
         db.log.lock().keep_open()?;
         let mut mark = old.published.read().mark;
         mark.generation += 1;
