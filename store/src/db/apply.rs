@@ -119,7 +119,7 @@ impl Db {
         }
         installation.finish_writing()?;
         let _seized = self.seize();
-        installation.commit(pos, header.timestamp_ms)
+        installation.commit(pos, header.timestamp_ms, || Ok(()))
     }
 
     pub(crate) fn bad_record(&self, source: litefs_ltx::Error) -> Error {

@@ -58,7 +58,7 @@ impl Db {
     /// Chooses the target, and lets no snapshot be taken below it any more.
     fn raise_ceiling(&self, content: &Content) -> Option<Txid> {
         let mut published = content.published.write();
-        let oldest_pin = content.pins.lock().keys().next().copied();
+        let oldest_pin = content.oldest_pin();
         let newest = published.newest.pos.txid;
         let target = oldest_pin.map_or(newest, |pin| pin.min(newest));
         self.fold_blocked.store(target < newest, Ordering::Release);

@@ -20,9 +20,10 @@ pub(crate) mod token;
 pub(crate) mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use litefs_ltx::{Pos, Txid};
@@ -48,13 +49,44 @@ pub(crate) struct Content {
     pub published: RwLock<Published>,
     /// How many snapshots pin each transaction.
     pub pins: Mutex<BTreeMap<Txid, usize>>,
+    /// Contents before a rewind, whose readers use the same base, each with the last transaction
+    /// that it has in common with this one.
+    older: Vec<(Weak<Content>, Txid)>,
 }
 
 impl Content {
     pub(crate) fn new(shared: &Shared, dir: &Path, published: Published) -> Self {
         let base = shared.files.file(dir.join("base"));
         let published = RwLock::new(published);
-        Self { id: shared.next_id(), base, published, pins: Mutex::new(BTreeMap::new()) }
+        let pins = Mutex::new(BTreeMap::new());
+        Self { id: shared.next_id(), base, published, pins, older: Vec::new() }
+    }
+
+    /// What a rewind makes of `old`: they share the base.
+    pub(crate) fn rewound(shared: &Shared, dir: &Path, old: &Arc<Self>, to: Published) -> Self {
+        let common = to.newest.pos.txid;
+        let mut content = Self::new(shared, dir, to);
+        let inherited = old.older.iter().filter(|(content, _)| content.strong_count() > 0);
+        let capped = inherited.map(|(content, txid)| (content.clone(), common.min(*txid)));
+        content.older = capped.chain([(Arc::downgrade(old), common)]).collect();
+        content
+    }
+
+    /// The transaction that no fold may pass: a reader needs the base without what comes after it.
+    pub(crate) fn oldest_pin(&self) -> Option<Txid> {
+        let first = |content: &Self| content.pins.lock().keys().next().copied();
+        let older = self.older.iter().filter_map(|(content, common)| {
+            first(content.upgrade()?.as_ref()).map(|pin| pin.min(*common))
+        });
+        older.chain(first(self)).min()
+    }
+
+    /// Keeps the base's file open for readers, before its name leads to another.
+    pub(crate) fn keep_base(&self) -> Result<()> {
+        match self.base.keep_open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            kept => kept.at("open", &self.base.path()),
+        }
     }
 }
 

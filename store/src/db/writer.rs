@@ -12,7 +12,7 @@ use crate::{Durability, Error, Result, Snapshot};
 
 /// The one writer of a database, and its uncommitted pages. Dropping it rolls back.
 ///
-/// A commit is [`prepare`](Self::prepare), [`sync`](Self::sync) if it is to be durable at once, and
+/// A commit is [`prepare`](Self::prepare), [`sync`](Self::sync), and
 /// [`publish`](Self::publish); anything else is a rollback. The writer can then go on with the
 /// next transaction.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl Writer {
     }
 
     /// Second step of a commit: waits until the prepared record is on disk, if its durability, or
-    /// the store's, asks for that.
+    /// the store's, asks for that; then makes sure that this node may still commit.
     ///
     /// # Errors
     /// `Io`: the database is read-only from now on, and the caller rolls back. `ReadOnly` if the
@@ -144,9 +144,12 @@ impl Writer {
         if matches!(self.prepared, Some((_, Durability::Full))) {
             self.db.syncs_commits.store(true, Ordering::Relaxed);
             self.db.sync_log()?;
-            self.db.shared.gate.check(&self.db.name)?;
         }
-        Ok(())
+        match self.prepared {
+            // Once more: appending may have taken longer than the right to commit lasted.
+            Some(_) => self.db.shared.gate.check(&self.db.name),
+            None => Ok(()),
+        }
     }
 
     /// Last step of a commit: everyone sees the prepared record. Without one, nothing changed.
