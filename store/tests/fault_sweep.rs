@@ -199,3 +199,121 @@ fn a_short_write_anywhere_loses_nothing_that_was_acknowledged() {
 fn a_failed_sync_anywhere_loses_nothing_that_was_acknowledged() {
     sweep_all(FaultError::FailedSync);
 }
+
+/// Runs a workload on a disk of some blocks, then gives it more; says how many calls were refused.
+fn fill_disk(blocks: u64, reserves: bool, seed: u64) -> usize {
+    let disk = SimDisk::new();
+    disk.set_reserves(reserves);
+    let mut workload = Workload::small(disk.clone(), PAGE_SIZE, seed);
+    disk.set_capacity(Some(blocks * 4096));
+    let mut refused = 0;
+    for number in 0..workload.len() {
+        if let Err(error) = workload.step(number) {
+            assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+            refused += 1;
+            let at = disk.op_count();
+            let (expected, low, _) = workload.driver.expected_at(at);
+            let image = disk.image(at, ImageKind::DropUnsynced);
+            Driver::open(image, Arc::new(SimClock::new()), 20_000, expected, low).unwrap();
+        }
+        workload.driver.check().unwrap();
+    }
+    // In the same process, once there is space again:
+    disk.set_capacity(None);
+    let driver = &mut workload.driver;
+    let mut rng = Rng::new(seed);
+    for i in 0..driver.dbs.len() {
+        commit(driver, i, &mut rng).unwrap();
+        driver.fold(i).unwrap();
+    }
+    for number in 0..workload.len() {
+        workload.step(number).unwrap();
+    }
+    workload.driver.check().unwrap();
+    refused
+}
+
+#[test]
+fn a_full_disk_refuses_writes_only_and_only_until_there_is_space() {
+    let mut refused = Vec::new();
+    for blocks in 1..60 {
+        for (reserves, seed) in [(true, 0), (true, 1), (true, 2), (false, 0), (false, 1)] {
+            refused.push(fill_disk(blocks, reserves, seed));
+        }
+    }
+    let full = refused.iter().filter(|&&refused| refused > 0).count();
+    println!("{full} fills, {} calls refused", refused.iter().sum::<usize>());
+    assert!(full > 200, "{refused:?}");
+}
+
+#[test]
+fn a_failed_sync_of_the_log_makes_one_database_read_only_until_it_is_reopened() {
+    let disk = SimDisk::new();
+    let mut driver = Driver::new(disk.clone(), &["a", "b"], 1 << 20);
+    let mut rng = Rng::new(5);
+    for i in [0, 1, 0] {
+        commit(&mut driver, i, &mut rng).unwrap();
+    }
+    driver.pin(0).unwrap();
+    commit(&mut driver, 0, &mut rng).unwrap();
+    disk.inject(Fault::once(1, FaultError::FailedSync).on(CallKind::SyncData).at("dbs/a/log"));
+    let error = commit(&mut driver, 0, &mut rng).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+
+    let a = driver.dbs[0].db.clone();
+    let writes: [&dyn Fn(&mut Driver) -> Result<()>; 4] = [
+        &|driver| commit(driver, 0, &mut Rng::new(6)),
+        &|driver| driver.sync(0),
+        &|driver| driver.fold(0),
+        &|driver| driver.drop_database(0),
+    ];
+    for write in writes {
+        let error = write(&mut driver).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ReadOnly);
+        let text = error.to_string();
+        assert!(text.contains("cannot sync /data/dbs/a/log/"), "{text}");
+    }
+    assert_eq!(a.quarantined(), None);
+    driver.check().unwrap();
+    commit(&mut driver, 1, &mut rng).unwrap();
+
+    driver.reopen().unwrap();
+    commit(&mut driver, 0, &mut rng).unwrap();
+    // What the failed sync left in doubt was written again.
+    for seed in 0..50 {
+        let at = disk.op_count();
+        let (expected, ..) = driver.expected_at(at);
+        let image = disk.image(at, ImageKind::Subset { seed });
+        Driver::open(image, Arc::new(SimClock::new()), 1 << 20, expected, 0).unwrap();
+    }
+}
+
+/// A new data directory: whatever fails when it is created, the next start creates it.
+#[test]
+fn a_failure_while_a_data_directory_is_created_leaves_nothing_that_hinders_the_next_start() {
+    for error in [FaultError::Eio, FaultError::Enospc] {
+        for nth in 1.. {
+            let disk = SimDisk::new();
+            disk.inject(Fault::once(nth, error));
+            let names = ["a"];
+            let first = Driver::try_new(disk.clone(), &names, 1 << 20)
+                .and_then(|mut driver| commit(&mut driver, 0, &mut Rng::new(1)).map(|()| driver));
+            let fired = disk.faults_fired() > 0;
+            disk.clear_faults();
+            if let (true, Ok(driver)) = (fired, &first) {
+                // It could do without that call.
+                let (expected, ..) = driver.expected_at(disk.op_count());
+                let image = disk.image(disk.op_count(), ImageKind::DropUnsynced);
+                Driver::open(image, Arc::new(SimClock::new()), 1 << 20, expected, 0).unwrap();
+            } else if fired {
+                let mut driver = Driver::try_new(disk.clone(), &names, 1 << 20).unwrap();
+                commit(&mut driver, 0, &mut Rng::new(2)).unwrap();
+                driver.reopen().unwrap();
+            } else {
+                first.unwrap();
+                assert!(nth > 20, "only {nth} calls");
+                break;
+            }
+        }
+    }
+}

@@ -13,7 +13,7 @@ use super::frame::{self, FrameHeader};
 use super::log::{Place, erase_frame};
 use super::overlay::Overlay;
 use super::published::{RecordMeta, Version};
-use super::recovery::page_offsets;
+use super::recovery::{may_hold_record, page_offsets};
 use super::{Content, Db};
 use crate::error::IoContext;
 use crate::{Durability, Error, Event, File, Result};
@@ -159,7 +159,11 @@ impl Db {
         let place = self.log.lock().reserve(len, header.min_txid)?;
         let mut sink = FrameSink::new(&place, record_len)?;
         if let Err(error) = self.write_frame(&mut sink, &draft, overlay) {
-            if let Err(erase) = erase_frame(&place) {
+            // Part of a frame does no harm: the next one overwrites it. (A file system that cannot
+            // reserve space may be too full to erase it.)
+            if let Err(erase) = erase_frame(&place)
+                && may_hold_record(&place.segment, place.offset)
+            {
                 self.poison(&erase);
             }
             return Err(error);

@@ -10,6 +10,7 @@
 //! is being overwritten: it finds that page's version in the log until step 5. A crash anywhere
 //! leaves the log from the old mark on, which hides whatever the base holds of step 3.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use litefs_ltx::{Checksum, PageSize, Pgno, Txid};
@@ -155,16 +156,23 @@ impl Db {
         // The best spare is a segment that has to go: its space has been written before.
         self.retire(MAX_CAPACITY)?;
         let Some((path, capacity)) = self.log.lock().begin_spare() else { return Ok(()) };
-        let file = self.shared.storage.open(&path, OpenMode::CreateNew).at("create", &path)?;
-        file.allocate(capacity).at("create", &path)?;
+        self.write_spare(&path, capacity).inspect_err(|_| {
+            let _ = self.shared.storage.remove_file(&path); // space may be what is missing
+        })?;
+        self.log.lock().note_spare(capacity);
+        Ok(())
+    }
+
+    fn write_spare(&self, path: &Path, capacity: u64) -> Result<()> {
+        let file = self.shared.storage.open(path, OpenMode::CreateNew).at("create", path)?;
+        file.allocate(capacity).at("create", path)?;
         if self.syncs_commits.load(Ordering::Relaxed) {
             for offset in (0..capacity).step_by(ZEROS.len()) {
                 let len = ZEROS.len().min((capacity - offset) as usize);
-                file.write_all_at(&ZEROS[..len], offset).at("write", &path)?;
+                file.write_all_at(&ZEROS[..len], offset).at("write", path)?;
             }
-            file.sync_data().at("sync", &path)?;
+            file.sync_data().at("sync", path)?;
         }
-        self.log.lock().note_spare(capacity);
         Ok(())
     }
 

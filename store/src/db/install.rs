@@ -17,7 +17,7 @@ use super::mark::Mark;
 use super::published::Published;
 use super::{Content, Db, sums};
 use crate::error::IoContext;
-use crate::{Event, File, OpenMode, Result, Storage};
+use crate::{Error, Event, File, OpenMode, Result, Storage};
 
 /// Bytes written at once.
 const WRITE_LEN: usize = 1 << 20;
@@ -31,6 +31,16 @@ pub(crate) struct Installation<'a> {
     checksum: Checksum,
     buffer: Vec<u8>,
     written: u64,
+    /// True once the files may be what the mark says is to be installed.
+    committing: bool,
+}
+
+impl Drop for Installation<'_> {
+    fn drop(&mut self) {
+        if !self.committing {
+            discard_unfinished(self.db.shared.storage.as_ref(), &self.db.dir);
+        }
+    }
 }
 
 impl<'a> Installation<'a> {
@@ -41,7 +51,16 @@ impl<'a> Installation<'a> {
         let file = db.shared.storage.open(&path, OpenMode::CreateNew).at("create", &path)?;
         let buffer = Vec::with_capacity(WRITE_LEN);
         let checksum = Checksum::EMPTY;
-        Ok(Self { db, file, page_size, sums: Vec::new(), checksum, buffer, written: 0 })
+        Ok(Self {
+            db,
+            file,
+            page_size,
+            sums: Vec::new(),
+            checksum,
+            buffer,
+            written: 0,
+            committing: false,
+        })
     }
 
     /// Pages so far.
@@ -97,7 +116,7 @@ impl<'a> Installation<'a> {
     /// one of the two contents, but not known here. `allowed` is asked last, when nothing that may
     /// take long is left to wait for.
     pub(crate) fn commit(
-        self,
+        mut self,
         pos: Pos,
         timestamp_ms: i64,
         allowed: impl FnOnce() -> Result<()>,
@@ -116,14 +135,11 @@ impl<'a> Installation<'a> {
         mark.pages = self.pages();
         mark.installing = true;
         let storage = db.shared.storage.as_ref();
+        self.committing = true;
         let switched = mark.write(storage, &db.dir).and_then(|()| finish(storage, &db.dir, mark));
-        let mark = switched.inspect_err(|error| {
-            db.poison(error);
-            // The mark may say "installing": nobody may write aside before that is finished.
-            *db.settled.lock() = false;
-        })?;
+        let mark = switched.inspect_err(|error| self.interrupted(error, &mark))?;
         db.log.lock().restart(mark.generation, pos.txid);
-        let mut published = Published::of_base(mark, self.sums);
+        let mut published = Published::of_base(mark, std::mem::take(&mut self.sums));
         published.timestamp_ms = timestamp_ms;
         let content = Arc::new(Content::new(&db.shared, &db.dir, published));
         *db.content.write() = content;
@@ -137,6 +153,18 @@ impl<'a> Installation<'a> {
             timestamp_ms,
         });
         Ok(pos)
+    }
+
+    /// Steps 2 and 3 failed somewhere.
+    fn interrupted(&mut self, error: &Error, mark: &Mark) {
+        let found = Mark::read(self.db.shared.storage.as_ref(), &self.db.dir);
+        if matches!(found, Ok(Some(found)) if found.generation < mark.generation) {
+            self.committing = false; // the mark was not written: nothing has changed
+            return;
+        }
+        self.db.poison(error);
+        // The mark may say "installing": nobody may write aside before that is finished.
+        *self.db.settled.lock() = false;
     }
 }
 

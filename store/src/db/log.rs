@@ -32,6 +32,9 @@ pub(crate) const MAX_CAPACITY: u64 = 16 << 20;
 /// A segment prepared ahead of its use, so that a commit need not wait for one.
 const SPARE: &str = "spare";
 
+/// A segment's first records, on the way to replace it.
+const COPY: &str = "copy";
+
 /// One file of the log.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -221,7 +224,9 @@ impl Log {
             return Ok(None);
         };
         if !self.tail_open {
-            self.copy_tail(tail.end())?;
+            let end = tail.end();
+            self.prepare_cut(tail, end)?;
+            self.replace_tail(end)?;
             return Ok(None);
         }
         let segment = tail.clone();
@@ -384,9 +389,22 @@ impl Log {
         self.synced = last;
     }
 
+    /// First step of [`Log::cut`], which needs space; changes nothing that counts.
+    pub(crate) fn prepare_cut(&self, segment: &Segment, end: u64) -> Result<()> {
+        if end <= SEGMENT_HEADER_LEN {
+            return Ok(());
+        }
+        let copy = self.dir.join(COPY);
+        let storage = self.shared.storage.as_ref();
+        copy_prefix(storage, segment, end, &copy).inspect_err(|_| {
+            let _ = storage.remove_file(&copy); // space may be what is missing
+        })
+    }
+
     /// Cuts the log, durably, after the frame that ends at `end` of `segment`, with transaction
     /// `last`. On error, disk and memory may differ.
-    pub(crate) fn cut(&mut self, segment: &Arc<Segment>, end: u64, last: Txid) -> Result<()> {
+    pub(crate) fn cut(&mut self, segment: &Segment, end: u64, last: Txid) -> Result<()> {
+        self.cuts += 1;
         self.synced = self.synced.min(last);
         let storage = &self.shared.storage;
         // By name: a copy may have taken the segment's place.
@@ -399,15 +417,14 @@ impl Log {
             storage.sync_dir(&self.dir).at("sync", &self.dir)?;
             self.segments.pop_back();
         }
-        self.cuts += 1;
         self.tail_open = false;
         self.last = last;
-        self.copy_tail(end)
+        self.replace_tail(end)
     }
 
-    /// Replaces the last segment by a copy of its first `end` bytes, or removes it if no record is
-    /// among them. Then everything is on disk.
-    fn copy_tail(&mut self, end: u64) -> Result<()> {
+    /// Replaces the last segment by the copy of its first `end` bytes, or removes it if no record
+    /// is among them. Then everything is on disk.
+    fn replace_tail(&mut self, end: u64) -> Result<()> {
         let Some(tail) = self.segments.back().cloned() else { return Ok(()) };
         let storage = &self.shared.storage;
         let path = tail.file.path();
@@ -419,9 +436,7 @@ impl Log {
             storage.remove_file(&path).at("remove", &path)?;
             None
         } else {
-            let copy = self.dir.join("copy");
-            copy_prefix(storage.as_ref(), &tail, end, &copy)?;
-            storage.rename(&copy, &path).at("rename", &copy)?;
+            storage.rename(&self.dir.join(COPY), &path).at("replace", &path)?;
             let segment = Segment::new(tail.header, self.shared.files.file(path), end);
             segment.set_end(end, self.last);
             Some(Arc::new(segment))

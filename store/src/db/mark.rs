@@ -123,7 +123,10 @@ impl Mark {
         let (new, path) = (dir.join("mark.new"), dir.join("mark"));
         let next = Self { sequence: self.sequence + 1, ..*self };
         let file = storage.open(&new, OpenMode::CreateNew).at("create", &new)?;
-        file.write_all_at(&next.encode(), next.slot()).at("write", &new)?;
+        // Both slots get their space, so that a full disk does not keep the mark from moving.
+        let mut bytes = vec![0; 2 * SLOT_LEN as usize];
+        bytes[next.slot() as usize..][..USED_LEN].copy_from_slice(&next.encode());
+        file.write_all_at(&bytes, 0).at("write", &new)?;
         file.sync_data().at("sync", &new)?;
         storage.rename(&new, &path).at("rename", &new)?;
         storage.sync_dir(dir).at("sync", dir)?;

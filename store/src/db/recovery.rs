@@ -331,6 +331,18 @@ pub(crate) fn read_headers(segment: &Segment, offset: u64) -> Result<Option<Fram
     Ok(sane.then_some(FrameAt { record_len: frame.record_len, header }))
 }
 
+/// False if no scan could take what lies at `offset` for a record.
+pub(crate) fn may_hold_record(segment: &Segment, offset: u64) -> bool {
+    match read_headers(segment, offset) {
+        Ok(Some(frame)) => {
+            let record = SegmentReader::new(segment, offset + FRAME_HEADER_LEN, frame.record_len);
+            matches!(decode(record), Ok(_) | Err(litefs_ltx::Error::Io(_)))
+        }
+        Ok(None) => false,
+        Err(_) => true,
+    }
+}
+
 /// Where the pages of a raw record that begins at `record_offset` lie, in order.
 pub(crate) fn page_offsets(record_offset: u64, page_size: PageSize) -> impl Iterator<Item = u64> {
     let frame_header = litefs_ltx::FRAME_HEADER_LEN as u64;

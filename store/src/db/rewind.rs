@@ -66,21 +66,33 @@ impl Db {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             removed => removed.at("remove", &unfinished)?,
         }
-        storage.create_dir_all(&unfinished).at("create", &unfinished)?;
-        match cursor {
-            Some(cursor) => self.preserve_records(cursor, &unfinished)?,
-            None => {
-                let path = unfinished.join(format!("{}-{}.ltx", Txid::new(1), to.txid));
-                self.preserve_file(&path, |out| snapshot.write_snapshot_record(out))?;
-            }
-        }
-        storage.sync_dir(&unfinished).at("sync", &unfinished)?;
+        self.write_diverged(&snapshot, cursor, &unfinished).inspect_err(|_| {
+            let _ = storage.remove_dir_all(&unfinished); // space may be what is missing
+        })?;
         storage.rename(&unfinished, &kept).at("rename", &unfinished)?;
         self.sync_diverged(&parent)?;
         tracing::warn!(db = %self.name, %from, %to, path = %kept.display(), "kept diverged transactions");
         let (db, path) = (self.name.clone(), kept.clone());
         self.shared.emit(&Event::Diverged { db, from, to, path });
         Ok(kept)
+    }
+
+    fn write_diverged(
+        &self,
+        snapshot: &Snapshot,
+        cursor: Option<LogCursor>,
+        dir: &Path,
+    ) -> Result<()> {
+        let storage = &self.shared.storage;
+        storage.create_dir_all(dir).at("create", dir)?;
+        match cursor {
+            Some(cursor) => self.preserve_records(cursor, dir)?,
+            None => {
+                let path = dir.join(format!("{}-{}.ltx", Txid::new(1), snapshot.pos().txid));
+                self.preserve_file(&path, |out| snapshot.write_snapshot_record(out))?;
+            }
+        }
+        storage.sync_dir(dir).at("sync", dir)
     }
 
     fn sync_diverged(&self, parent: &Path) -> Result<()> {
@@ -168,7 +180,10 @@ impl Db {
             }
         };
         drop(published);
-        let cut = self.log.lock().cut(&segment, end, to);
+        let mut log = self.log.lock();
+        log.prepare_cut(&segment, end)?;
+        let cut = log.cut(&segment, end, to);
+        drop(log);
         // In the middle, disk and memory may differ.
         cut.inspect_err(|error| self.poison(error))
     }

@@ -41,6 +41,8 @@ struct Inner {
     orphans: BTreeSet<Ino>,
     locked: BTreeSet<Ino>,
     capacity_blocks: Option<u64>,
+    /// False if `allocate` only extends files.
+    reserves: bool,
     used_blocks: u64,
     faults: Faults,
     rng: Rng,
@@ -70,6 +72,7 @@ impl SimDisk {
             orphans: BTreeSet::new(),
             locked: BTreeSet::new(),
             capacity_blocks: None,
+            reserves: true,
             faults: Faults::default(),
             rng: Rng::new(0),
         };
@@ -121,6 +124,12 @@ impl SimDisk {
     /// no space.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.shared.lock().capacity_blocks = bytes.map(|bytes| bytes / BLOCK);
+    }
+
+    /// Whether space can be reserved (at first, yes): without, `allocate` only extends the file, and
+    /// writing there can fail for lack of space.
+    pub fn set_reserves(&self, reserves: bool) {
+        self.shared.lock().reserves = reserves;
     }
 
     /// The space that files occupy, in bytes, with removed files that are still open.
@@ -389,6 +398,12 @@ impl Inner {
     fn allocate(&mut self, ino: Ino, len: u64) -> io::Result<()> {
         check_end(Some(len))?;
         self.file_call(CallKind::Allocate, ino)?;
+        if !self.reserves {
+            if self.len(ino) < len {
+                self.change(ino, Change::SetLen(len));
+            }
+            return Ok(());
+        }
         let mut content = (*self.live.files[&ino]).clone();
         content.allocate(len);
         if content.used() - self.used(ino) > self.free_blocks() {

@@ -78,13 +78,17 @@ pub struct Driver {
 impl Driver {
     /// A store on a new disk, with databases of these names.
     pub fn new(disk: SimDisk, names: &[&str], log_size: u64) -> Self {
+        Self::try_new(disk, names, log_size).unwrap()
+    }
+
+    pub fn try_new(disk: SimDisk, names: &[&str], log_size: u64) -> Result<Self> {
         let expected = names.iter().map(|name| Expected {
             name: DbName::new(name).unwrap(),
             allowed: vec![State::zero()],
             kept: Vec::new(),
         });
         let clock = Arc::new(SimClock::new());
-        Self::open(disk, clock, log_size, expected.collect(), 0).unwrap()
+        Self::open(disk, clock, log_size, expected.collect(), 0)
     }
 
     /// Opens the store on a disk that a crash has left, and checks that it is as expected. What it
