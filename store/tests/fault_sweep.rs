@@ -261,7 +261,8 @@ fn a_failed_sync_of_the_log_makes_one_database_read_only_until_it_is_reopened() 
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
 
     let a = driver.dbs[0].db.clone();
-    let writes: [&dyn Fn(&mut Driver) -> Result<()>; 4] = [
+    type Write<'a> = &'a dyn Fn(&mut Driver) -> Result<()>;
+    let writes: [Write<'_>; 4] = [
         &|driver| commit(driver, 0, &mut Rng::new(6)),
         &|driver| driver.sync(0),
         &|driver| driver.fold(0),

@@ -24,7 +24,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use litefs_ltx::{Pos, Txid};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -281,7 +281,8 @@ impl Db {
 
     /// Content that was installed whole makes a database well again.
     pub(crate) fn recovered_health(&self) {
-        *self.health.lock() = Health::default();
+        let mut health = self.health.lock();
+        *health = Health::default();
         self.well.store(true, Ordering::Release);
     }
 
@@ -306,9 +307,10 @@ impl Db {
 
     /// Blocks until the position is at least `txid`.
     pub(crate) fn wait_for(&self, txid: Txid, timeout: Duration) -> Result<Pos> {
-        let deadline = Instant::now() + timeout;
+        let deadline = crate::clock::after(timeout);
         self.waiters.fetch_add(1, Ordering::SeqCst);
         let mut guard = self.moved.lock();
+        let mut late = false;
         let reached = loop {
             if let Err(error) = self.check_readable() {
                 break Err(error);
@@ -317,9 +319,10 @@ impl Db {
             if ours.txid >= txid {
                 break Ok(ours);
             }
-            if self.moved_signal.wait_until(&mut guard, deadline).timed_out() {
+            if late {
                 break Err(Error::Timeout { db: self.name.clone(), ours, wanted: txid });
             }
+            late = self.moved_signal.wait_until(&mut guard, deadline).timed_out();
         };
         drop(guard);
         self.waiters.fetch_sub(1, Ordering::SeqCst);

@@ -72,6 +72,19 @@ impl Token {
         state.take(true)
     }
 
+    /// The same, but gives up after `timeout`.
+    pub(crate) fn hold_within(&self, timeout: Duration) -> Option<HeldToken<'_>> {
+        let deadline = crate::clock::after(timeout);
+        let mut state = self.state.lock();
+        while state.holder.as_ref().is_some_and(|holder| holder.committing) {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                return None;
+            }
+        }
+        let id = state.take(true);
+        Some(HeldToken { token: self, id })
+    }
+
     /// Takes the token if it is free, so that it cannot be taken away.
     pub(crate) fn try_hold(&self) -> Option<HeldToken<'_>> {
         let id = self.try_acquire()?;
@@ -80,7 +93,7 @@ impl Token {
 
     /// Waits until the token is free and kept for this thread, or `timeout` has passed.
     pub(crate) fn wait(&self, timeout: Duration) {
-        let deadline = Instant::now() + timeout;
+        let deadline = crate::clock::after(timeout);
         let me = thread::current().id();
         let mut state = self.state.lock();
         let mut had_turn = false;

@@ -20,6 +20,8 @@ pub struct Writer {
     db: Arc<Db>,
     content: Arc<Content>,
     token: u64,
+    /// The position that the transaction continues.
+    began: Pos,
     overlay: Option<Overlay>,
     prepared: Option<(Appended, Durability)>,
 }
@@ -36,7 +38,8 @@ impl Writer {
             db.token.release(token);
             return Err(Error::StaleSnapshot { db: db.name.clone() });
         }
-        Ok(Self { db: db.clone(), content, token, overlay: None, prepared: None })
+        let db = db.clone();
+        Ok(Self { db, content, token, began: newest, overlay: None, prepared: None })
     }
 
     /// The page size: the database's, or for an empty one that of the first written page.
@@ -153,16 +156,17 @@ impl Writer {
     }
 
     /// Last step of a commit: everyone sees the prepared record. Without one, nothing changed.
-    /// Cannot fail. Returns the newest position.
+    /// Cannot fail. Returns the position that the transaction led to, or continued.
     pub fn publish(&mut self) -> Pos {
         let overlay = self.overlay.take();
         match (self.prepared.take(), overlay) {
             (Some((appended, durability)), Some(overlay)) => {
                 let pos = self.db.publish(&self.content, appended, overlay, durability);
                 self.db.token.end_commit(self.token);
+                self.began = pos;
                 pos
             }
-            _ => self.db.pos(),
+            _ => self.began,
         }
     }
 
