@@ -261,15 +261,9 @@ fn a_failed_sync_of_the_log_makes_one_database_read_only_until_it_is_reopened() 
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
 
     let a = driver.dbs[0].db.clone();
-    type Write<'a> = &'a dyn Fn(&mut Driver) -> Result<()>;
-    let writes: [Write<'_>; 4] = [
-        &|driver| commit(driver, 0, &mut Rng::new(6)),
-        &|driver| driver.sync(0),
-        &|driver| driver.fold(0),
-        &|driver| driver.drop_database(0),
-    ];
-    for write in writes {
-        let error = write(&mut driver).unwrap_err();
+    let refused =
+        [commit(&mut driver, 0, &mut rng), driver.sync(0), driver.fold(0), driver.drop_database(0)];
+    for error in refused.map(Result::unwrap_err) {
         assert_eq!(error.kind(), ErrorKind::ReadOnly);
         let text = error.to_string();
         assert!(text.contains("cannot sync /data/dbs/a/log/"), "{text}");

@@ -13,7 +13,11 @@
 //! a file's earlier use, and frame look-alikes inside page data, do not verify. Space after the
 //! last frame reads as zeros or as an earlier use's bytes.
 
-use litefs_ltx::{Crc64, Txid};
+use std::io;
+
+use litefs_ltx::{Crc64, Header, Txid};
+
+use crate::File;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"LTFSSEG1";
 const FRAME_MAGIC: &[u8; 4] = b"LTXF";
@@ -22,6 +26,8 @@ const FRAME_MAGIC: &[u8; 4] = b"LTXF";
 pub(crate) const SEGMENT_HEADER_LEN: u64 = 64;
 /// Bytes of a frame's header.
 pub(crate) const FRAME_HEADER_LEN: u64 = 32;
+/// Bytes of a frame's header and its record's header.
+pub(crate) const HEADERS_LEN: usize = FRAME_HEADER_LEN as usize + Header::LEN;
 /// Frames begin at multiples of this.
 pub(crate) const ALIGN: u64 = 8;
 
@@ -54,6 +60,13 @@ impl SegmentHeader {
         let crc = Crc64::of(&out[..56]).get();
         out[56..].copy_from_slice(&crc.to_be_bytes());
         out
+    }
+
+    /// Reads the header of a segment; `None` if there is no whole one.
+    pub(crate) fn read(file: &dyn File) -> io::Result<Option<Self>> {
+        let mut bytes = [0; SEGMENT_HEADER_LEN as usize];
+        let whole = file.read_at(&mut bytes, 0)? == bytes.len();
+        Ok(if whole { Self::decode(&bytes) } else { None })
     }
 
     /// `None` if the bytes are not a whole header.
@@ -103,6 +116,18 @@ pub(crate) fn find_frames(bytes: &[u8], salt: u64) -> impl Iterator<Item = Frame
         .step_by(ALIGN as usize)
         .filter(|window| &window[..4] == FRAME_MAGIC)
         .filter_map(move |window| FrameHeader::decode(window.try_into().ok()?, salt))
+}
+
+/// Looks for the headers of records in `bytes`, which begin at a multiple of [`ALIGN`] in a segment
+/// of which no salt is known.
+pub(crate) fn find_records(bytes: &[u8]) -> impl Iterator<Item = Header> + '_ {
+    bytes
+        .windows(HEADERS_LEN)
+        .step_by(ALIGN as usize)
+        .filter(|window| &window[..4] == FRAME_MAGIC)
+        .filter_map(|window| {
+            Header::decode(window[FRAME_HEADER_LEN as usize..].try_into().ok()?).ok()
+        })
 }
 
 fn crc(salt: u64, frame: &[u8; FRAME_HEADER_LEN as usize]) -> u64 {

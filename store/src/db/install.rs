@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use litefs_ltx::{Checksum, PageSize, Pgno, Pos, page_checksum};
 
+use super::frame::SegmentHeader;
 use super::mark::Mark;
 use super::published::Published;
 use super::{Content, Db, sums};
@@ -182,13 +183,15 @@ pub(crate) fn finish(storage: &dyn Storage, dir: &Path, mut mark: Mark) -> Resul
         }
     }
     storage.sync_dir(dir).at("sync", dir)?;
-    remove_old_log(storage, dir)?;
+    remove_old_log(storage, dir, mark.generation)?;
     mark.installing = false;
     mark.write(storage, dir)?;
     Ok(mark)
 }
 
-fn remove_old_log(storage: &dyn Storage, dir: &Path) -> Result<()> {
+/// Removes the segments of other generations. There are some of this one if damage brought back a
+/// mark from before the installation was finished.
+fn remove_old_log(storage: &dyn Storage, dir: &Path, generation: u64) -> Result<()> {
     let log = dir.join("log");
     let names = match storage.list(&log) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -196,7 +199,11 @@ fn remove_old_log(storage: &dyn Storage, dir: &Path) -> Result<()> {
     };
     for name in names.iter().filter(|name| name.ends_with(".seg")) {
         let path = log.join(name);
-        storage.remove_file(&path).at("remove", &path)?;
+        let file = storage.open(&path, OpenMode::Read).at("open", &path)?;
+        let header = SegmentHeader::read(file.as_ref()).at("read", &path)?;
+        if header.is_none_or(|header| header.generation != generation) {
+            storage.remove_file(&path).at("remove", &path)?;
+        }
     }
     storage.sync_dir(&log).at("sync", &log)
 }

@@ -41,7 +41,7 @@ pub(crate) struct Segment {
     pub header: SegmentHeader,
     pub file: CachedFile,
     /// Bytes that the file has.
-    pub capacity: u64,
+    capacity: AtomicU64,
     /// Where its last frame ends.
     end: AtomicU64,
     /// The last transaction in it; before the first one while empty.
@@ -55,7 +55,13 @@ impl Segment {
         let before_first = header.first.get() - 1;
         let end = AtomicU64::new(SEGMENT_HEADER_LEN);
         let last = AtomicU64::new(before_first);
+        let capacity = AtomicU64::new(capacity);
         Self { header, file, capacity, end, last, sealed_at: OnceLock::new() }
+    }
+
+    /// Bytes that the file has.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Acquire)
     }
 
     /// Where its last frame ends.
@@ -178,7 +184,8 @@ impl Log {
 
     /// Bytes of all segment files.
     pub(crate) fn bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.capacity).sum::<u64>() + self.spare.unwrap_or(0)
+        self.segments.iter().map(|segment| segment.capacity()).sum::<u64>()
+            + self.spare.unwrap_or(0)
     }
 
     /// Finds a place for a frame of `len` bytes that begins with transaction `first`; begins a new
@@ -189,9 +196,11 @@ impl Log {
             return Ok(Place { segment: tail.clone(), offset: tail.end(), synced: self.synced });
         }
         debug_assert_eq!(self.synced, self.last, "a segment is synced before the next is begun");
-        if self.segments.back().is_some_and(|tail| tail.header.first == first) {
-            // Begun and left empty, by a record that was taken back or a crash. Its file stays
-            // until it is begun again, so the record must not go to the segment before it.
+        if let Some(empty) = self.segments.back().filter(|tail| tail.header.first == first) {
+            // Begun and left empty, by a record that was taken back or a crash. Its file may come
+            // back, so the record must not go to the segment before it; and it may have old bytes,
+            // so it is not begun again.
+            let _ = self.shared.storage.remove_file(&empty.file.path());
             self.segments.pop_back();
             self.tail_open = false;
         }
@@ -243,7 +252,7 @@ impl Log {
 
     /// True if a frame of `len` bytes needs a new segment.
     pub(crate) fn is_full(&self, len: u64) -> bool {
-        let fits = |tail: &Arc<Segment>| self.tail_open && tail.end() + len <= tail.capacity;
+        let fits = |tail: &Arc<Segment>| self.tail_open && tail.end() + len <= tail.capacity();
         !self.segments.back().is_some_and(fits)
     }
 
@@ -290,8 +299,8 @@ impl Log {
     fn next_capacity(&self) -> u64 {
         match self.segments.back() {
             None => FIRST_CAPACITY,
-            Some(tail) if !self.tail_open => tail.capacity.clamp(FIRST_CAPACITY, MAX_CAPACITY),
-            Some(tail) => (tail.capacity * GROWTH).clamp(FIRST_CAPACITY, MAX_CAPACITY),
+            Some(tail) if !self.tail_open => tail.capacity().clamp(FIRST_CAPACITY, MAX_CAPACITY),
+            Some(tail) => (tail.capacity() * GROWTH).clamp(FIRST_CAPACITY, MAX_CAPACITY),
         }
     }
 
@@ -309,13 +318,13 @@ impl Log {
 
     /// True if a commit would soon have to wait for a new segment to be created.
     pub(crate) fn wants_spare(&self) -> bool {
-        let half_full = |tail: &Arc<Segment>| tail.end() > tail.capacity / 2;
+        let half_full = |tail: &Arc<Segment>| tail.end() > tail.capacity() / 2;
         self.spare.is_none_or(|spare| spare < self.spare_capacity())
             && self.segments.back().is_some_and(half_full)
     }
 
     fn spare_capacity(&self) -> u64 {
-        let tail = self.segments.back().map_or(FIRST_CAPACITY, |tail| tail.capacity);
+        let tail = self.segments.back().map_or(FIRST_CAPACITY, |tail| tail.capacity());
         (tail * GROWTH).clamp(FIRST_CAPACITY, MAX_CAPACITY)
     }
 
@@ -365,9 +374,9 @@ impl Log {
         let storage = &self.shared.storage;
         let path = segment.file.path();
         let unread = Arc::strong_count(segment) == 1;
-        if unread && self.spare.is_none() && segment.capacity == MAX_CAPACITY {
+        if unread && self.spare.is_none() && segment.capacity() == MAX_CAPACITY {
             storage.rename(&path, &self.dir.join(SPARE)).at("rename", &path)?;
-            self.spare = Some(segment.capacity);
+            self.spare = Some(segment.capacity());
             return Ok(());
         }
         keep_open(segment)?;
@@ -382,6 +391,7 @@ impl Log {
     /// Forgets every segment, for content that the log does not lead to.
     pub(crate) fn restart(&mut self, generation: u64, last: Txid) {
         self.segments.clear();
+        self.spare = None; // it may hold records of transactions that come again
         self.generation = generation;
         self.cuts += 1;
         self.tail_open = false;
@@ -428,24 +438,33 @@ impl Log {
         let Some(tail) = self.segments.back().cloned() else { return Ok(()) };
         let storage = &self.shared.storage;
         let path = tail.file.path();
-        if end < tail.end() {
-            // Those who read what is cut off keep the old file; a whole copy serves as well.
-            keep_open(&tail)?;
-        }
-        let copied = if end <= SEGMENT_HEADER_LEN {
-            storage.remove_file(&path).at("remove", &path)?;
-            None
-        } else {
+        if end == tail.end() && end > SEGMENT_HEADER_LEN {
+            // Whoever has the segment goes on with either file: they hold the same.
             storage.rename(&self.dir.join(COPY), &path).at("replace", &path)?;
-            let segment = Segment::new(tail.header, self.shared.files.file(path), end);
-            segment.set_end(end, self.last);
-            Some(Arc::new(segment))
-        };
-        self.segments.pop_back();
-        self.segments.extend(copied);
+            tail.capacity.store(end, Ordering::Release);
+        } else {
+            // Those who read what is cut off keep the old file.
+            keep_open(&tail)?;
+            let copied = self.replace_cut(&tail, end)?;
+            self.segments.pop_back();
+            self.segments.extend(copied);
+        }
         storage.sync_dir(&self.dir).at("sync", &self.dir)?;
         self.synced = self.last;
         Ok(())
+    }
+
+    fn replace_cut(&self, tail: &Segment, end: u64) -> Result<Option<Arc<Segment>>> {
+        let storage = &self.shared.storage;
+        let path = tail.file.path();
+        if end <= SEGMENT_HEADER_LEN {
+            storage.remove_file(&path).at("remove", &path)?;
+            return Ok(None);
+        }
+        storage.rename(&self.dir.join(COPY), &path).at("replace", &path)?;
+        let segment = Segment::new(tail.header, self.shared.files.file(path), end);
+        segment.set_end(end, self.last);
+        Ok(Some(Arc::new(segment)))
     }
 }
 

@@ -116,21 +116,23 @@ impl Mark {
         Ok(newest)
     }
 
-    /// Makes this mark, with the next sequence number, the only one, whatever of the file is on
-    /// disk: a slot that was read may be in the kernel's cache only, and then neither it nor the
-    /// other one may be overwritten. Makes all names in `dir` durable.
+    /// Makes this mark, in both slots with the next sequence numbers, the only one, whatever of the
+    /// file is on disk: a slot that was read may be in the kernel's cache only, and then neither it
+    /// nor the other one may be overwritten. Makes all names in `dir` durable.
     pub(crate) fn replace(&mut self, storage: &dyn Storage, dir: &Path) -> Result<()> {
         let (new, path) = (dir.join("mark.new"), dir.join("mark"));
-        let next = Self { sequence: self.sequence + 1, ..*self };
-        let file = storage.open(&new, OpenMode::CreateNew).at("create", &new)?;
-        // Both slots get their space, so that a full disk does not keep the mark from moving.
+        let first = Self { sequence: self.sequence + 1, ..*self };
+        let second = Self { sequence: self.sequence + 2, ..*self };
         let mut bytes = vec![0; 2 * SLOT_LEN as usize];
-        bytes[next.slot() as usize..][..USED_LEN].copy_from_slice(&next.encode());
+        for mark in [first, second] {
+            bytes[mark.slot() as usize..][..USED_LEN].copy_from_slice(&mark.encode());
+        }
+        let file = storage.open(&new, OpenMode::CreateNew).at("create", &new)?;
         file.write_all_at(&bytes, 0).at("write", &new)?;
         file.sync_data().at("sync", &new)?;
         storage.rename(&new, &path).at("rename", &new)?;
         storage.sync_dir(dir).at("sync", dir)?;
-        *self = next;
+        *self = second;
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use super::published::{Published, RecordMeta, Version};
 use super::sums;
 use crate::error::IoContext;
 use crate::shared::Shared;
-use crate::{Error, OpenMode};
+use crate::{Error, File, OpenMode};
 
 /// Why a database cannot be served.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub(crate) fn recover(shared: &Arc<Shared>, dir: &Path) -> Result<Recovered, Fai
     };
     install::discard_unfinished(storage, dir);
     let sums = sums::load(storage, dir, &mark)?;
-    let segments = find_segments(shared, dir, mark.generation)?;
+    let segments = find_segments(shared, dir, &mark)?;
     let mut scan = Scan::new(Published::of_base(mark, sums), segments);
     scan.run()?;
     check_against_mark(shared, dir, &scan.published)?;
@@ -80,7 +80,9 @@ fn unmarked(shared: &Shared, dir: &Path) -> Result<Mark, Failure> {
     let base = dir.join("base");
     let has_base = storage.file_len(&base).at("read", &base)?.unwrap_or(0) > 0;
     if has_log || has_base {
-        return Err(Failure::Damage("both slots of its mark are damaged or missing".into()));
+        let path = dir.join("mark");
+        let reason = format!("both slots of {} are damaged or missing", path.display());
+        return Err(Failure::Damage(reason));
     }
     Ok(Mark::NEW)
 }
@@ -90,8 +92,10 @@ fn check_against_mark(shared: &Shared, dir: &Path, published: &Published) -> Res
     let newest = &published.newest;
     if newest.pos.txid < mark.ceiling {
         let reason = format!(
-            "its log ends at {}, but records up to {} were on disk",
-            newest.pos, mark.ceiling
+            "its log in {} ends at {}, but records up to {} were on disk",
+            dir.join("log").display(),
+            newest.pos,
+            mark.ceiling
         );
         return Err(Failure::Damage(reason));
     }
@@ -102,14 +106,17 @@ fn check_against_mark(shared: &Shared, dir: &Path, published: &Published) -> Res
         let expected = u64::from(mark.pages) * u64::from(page_size.get());
         // Longer is no damage: nobody reads what a lost truncation brings back.
         if len < expected {
-            let reason = format!("its base has {len} bytes instead of {expected}");
+            let base = base.display();
+            let reason = format!("{base} ends at byte {len} instead of {expected}");
             return Err(Failure::Damage(reason));
         }
     }
     let computed = published.computed_checksum();
     if !newest.pos.is_zero() && computed != newest.pos.checksum {
         let reason = format!(
-            "its page checksums add up to {computed}, not to {} as its position says",
+            "the page checksums in {} and in the log add up to {computed}, not to {} as its \
+             position says",
+            dir.join("checksums").display(),
             newest.pos.checksum
         );
         return Err(Failure::Damage(reason));
@@ -130,29 +137,59 @@ fn segment_names(shared: &Shared, dir: &Path) -> Result<Vec<(Txid, String)>, Fai
     Ok(names.into_iter().filter_map(parse).filter(|(first, _)| !first.is_zero()).collect())
 }
 
-/// The segments of this generation with a valid header, oldest first.
+/// The segments of this generation with a valid header, oldest first. Damage if one that counts for
+/// `mark` has records, but no valid header: a header is on disk before the first record is written.
 fn find_segments(
     shared: &Arc<Shared>,
     dir: &Path,
-    generation: u64,
+    mark: &Mark,
 ) -> Result<VecDeque<Arc<Segment>>, Failure> {
-    let mut segments = VecDeque::new();
+    let mut segments: VecDeque<Arc<Segment>> = VecDeque::new();
+    let mut headless = None;
     for (first, name) in segment_names(shared, dir)? {
         let path = dir.join("log").join(name);
         let file = shared.storage.open(&path, OpenMode::ReadWrite).at("open", &path)?;
-        let capacity = file.len().at("read", &path)?;
-        let mut bytes = [0; SEGMENT_HEADER_LEN as usize];
-        if file.read_at(&mut bytes, 0).at("read", &path)? < bytes.len() {
-            continue;
-        }
-        let header = SegmentHeader::decode(&bytes);
-        let ours = |h: &SegmentHeader| h.first == first && h.generation == generation;
-        if let Some(header) = header.filter(ours) {
-            let cached = shared.files.file(path);
-            segments.push_back(Arc::new(Segment::new(header, cached, capacity)));
+        match SegmentHeader::read(file.as_ref()).at("read", &path)? {
+            Some(header) if header.first == first && header.generation == mark.generation => {
+                let capacity = file.len().at("read", &path)?;
+                if first <= mark.pos.txid.next() {
+                    headless = None; // all that counts is in this one and later ones
+                }
+                let cached = shared.files.file(path);
+                segments.push_back(Arc::new(Segment::new(header, cached, capacity)));
+            }
+            Some(_) => {}
+            None if holds_records(file.as_ref(), first).at("read", &path)? => {
+                headless = Some(path);
+            }
+            None => {}
         }
     }
-    Ok(segments)
+    match headless {
+        Some(path) => Err(Failure::Damage(format!(
+            "the header at byte 0 of {} is damaged, and there are records behind it",
+            path.display()
+        ))),
+        None => Ok(segments),
+    }
+}
+
+/// Whether a segment without a valid header holds a record of its transactions. (A file that was
+/// another segment before has older ones.)
+fn holds_records(file: &dyn File, first: Txid) -> io::Result<bool> {
+    let mut chunk = vec![0; 1 << 20];
+    let mut at = SEGMENT_HEADER_LEN;
+    loop {
+        let read = file.read_at(&mut chunk, at)?;
+        if frame::find_records(&chunk[..read]).any(|record| record.min_txid >= first) {
+            return Ok(true);
+        }
+        // The next chunk overlaps, for a header that lies across the border.
+        match read.checked_sub(frame::HEADERS_LEN) {
+            Some(done) if read == chunk.len() => at += done as u64 / frame::ALIGN * frame::ALIGN,
+            _ => return Ok(false),
+        }
+    }
 }
 
 /// Walks the log from the mark.
@@ -175,10 +212,14 @@ impl Scan {
         for old in 0..index {
             let next = self.segments[old + 1].header.first;
             let segment = &self.segments[old];
-            segment.set_end(segment.capacity, Txid::new(next.get() - 1));
+            segment.set_end(segment.capacity(), Txid::new(next.get() - 1));
         }
         loop {
             let (offset, reason) = self.scan_segment(index)?;
+            // All up to the mark was on disk before it was folded.
+            if self.segments[index].last() < self.published.mark.pos.txid {
+                return Err(self.damage(index, offset, &reason));
+            }
             let expected = self.published.newest.pos.txid.next();
             let next = self.segments.get(index + 1);
             if next.is_some_and(|next| next.header.first == expected) {
@@ -200,7 +241,7 @@ impl Scan {
                 return Ok((offset, "no record".to_owned()));
             };
             let end = offset + frame.total_len();
-            if end > segment.capacity {
+            if end > segment.capacity() {
                 return Ok((offset, format!("a record of {} bytes", frame.record_len)));
             }
             if frame.header.max_txid > self.published.mark.pos.txid
@@ -259,16 +300,21 @@ impl Scan {
     /// Damage if anything states that the transaction after the newest was on disk.
     fn refuse_if_known(&self, index: usize, offset: u64, reason: &str) -> Result<(), Failure> {
         let newest = self.published.newest.pos.txid;
-        if self.known_synced(index, offset)? <= newest {
-            return Ok(());
+        match self.known_synced(index, offset)? <= newest {
+            true => Ok(()),
+            false => Err(self.damage(index, offset, reason)),
         }
+    }
+
+    fn damage(&self, index: usize, offset: u64, reason: &str) -> Failure {
         let place = self.segments.get(index).map_or_else(String::new, |segment| {
             format!(" at byte {offset} of {}", segment.file.path().display())
         });
-        Err(Failure::Damage(format!(
-            "record {} of its log was on disk, but there is {reason}{place}",
-            newest.next()
-        )))
+        let last = self.segments.get(index).map_or(Txid::ZERO, |segment| segment.last());
+        let missing = last.min(self.published.newest.pos.txid).next();
+        Failure::Damage(format!(
+            "record {missing} of its log was on disk, but there is {reason}{place}"
+        ))
     }
 
     /// The newest transaction that was on disk by what the log says from a place on.
@@ -287,10 +333,10 @@ impl Scan {
 /// The newest transaction that frames behind `offset` state to be on disk.
 fn synced_by_frames(segment: &Segment, offset: u64) -> Result<Txid, Failure> {
     let mut known = Txid::ZERO;
-    let mut chunk = vec![0; segment.capacity.saturating_sub(offset).min(1 << 20) as usize];
+    let mut chunk = vec![0; segment.capacity().saturating_sub(offset).min(1 << 20) as usize];
     let mut at = offset;
-    while at + FRAME_HEADER_LEN <= segment.capacity {
-        let len = (segment.capacity - at).min(chunk.len() as u64) as usize;
+    while at + FRAME_HEADER_LEN <= segment.capacity() {
+        let len = (segment.capacity() - at).min(chunk.len() as u64) as usize;
         segment.read_at(&mut chunk[..len], at)?;
         let frames = frame::find_frames(&chunk[..len], segment.header.salt);
         known = frames.map(|frame| frame.synced).fold(known, Txid::max);
@@ -315,11 +361,10 @@ impl FrameAt {
 
 /// Reads the headers of the frame at `offset`; `None` if there is no sound frame.
 pub(crate) fn read_headers(segment: &Segment, offset: u64) -> Result<Option<FrameAt>, Error> {
-    const LEN: usize = FRAME_HEADER_LEN as usize + Header::LEN;
-    if offset + LEN as u64 > segment.capacity {
+    if offset + frame::HEADERS_LEN as u64 > segment.capacity() {
         return Ok(None);
     }
-    let mut bytes = [0; LEN];
+    let mut bytes = [0; frame::HEADERS_LEN];
     segment.read_at(&mut bytes, offset)?;
     let (frame, header) = bytes.split_at(FRAME_HEADER_LEN as usize);
     let frame: &[u8; FRAME_HEADER_LEN as usize] = frame.try_into().expect("BUG: split there");
@@ -327,7 +372,7 @@ pub(crate) fn read_headers(segment: &Segment, offset: u64) -> Result<Option<Fram
     let Some(frame) = FrameHeader::decode(frame, segment.header.salt) else { return Ok(None) };
     let Ok(header) = Header::decode(header) else { return Ok(None) };
     // A length that no file has would overflow what is computed from it.
-    let sane = frame.record_len <= segment.capacity;
+    let sane = frame.record_len <= segment.capacity();
     Ok(sane.then_some(FrameAt { record_len: frame.record_len, header }))
 }
 
