@@ -22,12 +22,12 @@ use tokio::task::JoinSet;
 use crate::config::{self, Config, ConfigError};
 use crate::http::{self, NodeView, ReplicaStatus, Role};
 use crate::lease::{Assignment, Primary, StaticLease};
-use crate::replication::GREETING_TIMEOUT;
 use crate::replication::follow::{Follow, Follower};
 use crate::replication::primary::Identity;
 use crate::replication::serve::{ConnectedReplica, GOODBYE_TIMEOUT, Term, close_connection};
 use crate::replication::standing::Standing;
 use crate::replication::wire::{Close, Reason};
+use crate::replication::{GREETING_TIMEOUT, printable};
 use crate::sockets::Sockets;
 use crate::tls::{self, PeerIdentity, TlsError, TlsMode};
 
@@ -367,7 +367,10 @@ impl Shared {
         let handshake = async { incoming.accept()?.await };
         let connection = match tokio::time::timeout(GREETING_TIMEOUT, handshake).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::warn!("refused a connection from {addr}: {error}"),
+            Ok(Err(error)) => {
+                let text = printable(&error.to_string());
+                return tracing::warn!("refused a connection from {addr}: {text}");
+            }
             Err(_) => return tracing::warn!("{addr} did not finish its handshake"),
         };
         let certified = match self.tls.check_peer(&connection) {

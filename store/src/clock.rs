@@ -3,6 +3,13 @@
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// The moment after `delay` from now; a far one where the system's clock does not reach.
+pub(crate) fn after(delay: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
+    let now = Instant::now();
+    now.checked_add(delay).unwrap_or(now + FAR)
+}
+
 /// Where the engine reads the time.
 pub trait Clock: Send + Sync + fmt::Debug {
     /// Time since an arbitrary start; never goes back. For everything that waits or expires.

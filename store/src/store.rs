@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use litefs_ltx::Pos;
 use parking_lot::{Mutex, RwLock};
@@ -14,6 +15,9 @@ use crate::gate::WriteGate;
 use crate::node_file::{NODE_FILE, NodeFile};
 use crate::shared::{Shared, Subscription};
 use crate::{Database, DbName, DirLock, Error, Options, Result, Storage};
+
+/// How long closing waits for a commit that is under way.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What happened in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +116,9 @@ impl Store {
             match DbName::new(&name) {
                 Ok(name) => {
                     let db = Db::open(&shared, name.clone(), dbs.join(name.as_str()));
-                    databases.insert(name, Arc::new(db));
+                    let db = Arc::new(db);
+                    db.queue_leftovers();
+                    databases.insert(name, db);
                 }
                 Err(error) => tracing::warn!(%error, "ignored an entry of the data directory"),
             }
@@ -162,7 +168,7 @@ impl Store {
     }
 
     /// The store's monotonic clock, by which the gate measures deadlines.
-    pub fn now(&self) -> std::time::Duration {
+    pub fn now(&self) -> Duration {
         self.0.shared.clock.now()
     }
 
@@ -256,13 +262,18 @@ impl Inner {
         }
         self.shared.gate.close("the store is closed");
         self.shared.tasks.stop();
+        let databases = self.databases.read();
+        // Who is between append and publication may end; nobody appends after that.
+        let held: Vec<_> = databases.values().map(|db| db.token.hold_within(PATIENCE)).collect();
         let mut outcome = Ok(());
         if self.shared.options.background {
-            for db in self.databases.read().values().filter(|db| db.check_well().is_ok()) {
+            for db in databases.values().filter(|db| db.check_well().is_ok()) {
                 outcome = outcome.and(db.fold());
             }
         }
         self.shared.close();
+        databases.values().for_each(|db| db.announce_move());
+        drop(held);
         *self.lock.lock() = None;
         outcome
     }

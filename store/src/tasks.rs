@@ -92,7 +92,7 @@ impl Tasks {
         let mut state = self.inner.state.lock();
         state.last_number += 1;
         let number = state.last_number;
-        let task = Task { due: Instant::now() + delay, number, kind, db: Arc::downgrade(db) };
+        let task = Task { due: crate::clock::after(delay), number, kind, db: Arc::downgrade(db) };
         state.queue.push(Reverse(task));
         self.inner.changed.notify_one();
     }
@@ -170,6 +170,14 @@ impl Db {
         }
         if self.log.lock().wants_spare() && !self.spare_queued.swap(true, Ordering::AcqRel) {
             tasks.queue(self, Kind::Spare, Duration::ZERO);
+        }
+    }
+
+    /// After a start: has done what the process before did not get to.
+    pub(crate) fn queue_leftovers(self: &Arc<Self>) {
+        let unfolded = self.unfolded();
+        if unfolded > 0 {
+            self.queue_work(unfolded, Durability::Normal);
         }
     }
 

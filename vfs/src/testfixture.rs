@@ -100,7 +100,7 @@ struct Stamp {
 static STATE: LazyLock<Mutex<State>> = LazyLock::new(Mutex::default);
 
 /// Databases of this many pages are mirrored after every commit.
-const SMALL: u32 = 400;
+const SMALL: u32 = 2_000;
 
 struct Mirrors;
 

@@ -74,7 +74,10 @@ fn check_magic(path: &Path) -> Result<(), CliError> {
     let mut file =
         File::open(path).map_err(CliError::during(format!("cannot open {}", path.display())))?;
     let mut head = Vec::new();
-    file.by_ref().take(MAGIC.len() as u64).read_to_end(&mut head)?;
+    file.by_ref()
+        .take(MAGIC.len() as u64)
+        .read_to_end(&mut head)
+        .map_err(CliError::during(format!("cannot read {}", path.display())))?;
     file.rewind()?;
     if head == MAGIC {
         return Ok(());

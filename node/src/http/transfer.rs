@@ -82,7 +82,7 @@ pub(super) async fn import(
 ) -> Result<Response, Failure> {
     let name = query.db_name()?;
     api.require_primary()?;
-    let _permit = take(&api.imports, "imports")?;
+    let permit = take(&api.imports, "imports")?;
     let store = api.view.store().clone();
     let dir = store.dir().to_owned();
     let spool = run_blocking(move || tempfile::tempfile_in(dir)).await?.map_err(spool_failed)?;
@@ -90,9 +90,12 @@ pub(super) async fn import(
     // The role may have changed during a long upload.
     api.require_primary()?;
     let started_with = name.clone();
-    let pos = run_blocking(move || store.create(&name)?.import(&mut spool))
-        .await?
-        .map_err(Failure::from_store)?;
+    let importing = run_blocking(move || {
+        // It goes on when its client goes away, and keeps its thread.
+        let _permit = permit;
+        store.create(&name)?.import(&mut spool)
+    });
+    let pos = importing.await?.map_err(Failure::from_store)?;
     tracing::info!(db = started_with.as_str(), pos = %pos, "imported");
     Ok(StatusCode::OK.into_response())
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use litefs_store::{DbName, ErrorKind, Event, Pos, Store};
 use parking_lot::Mutex;
-use quinn::{Connection, ConnectionError, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -16,8 +16,8 @@ use super::receive::{Limits, Receiver};
 use super::replica::{Action, DIAL_TIMEOUT, Local, Upstream};
 use super::serve::close_connection;
 use super::standing::Standing;
-use super::wall_ms;
 use super::wire::{Close, FromPrimary, FromReplica, MAX_POINTS, Offer, Reason, Welcome};
+use super::{printable, wall_ms};
 use crate::config;
 use crate::tls::{self, TlsMode};
 
@@ -145,17 +145,17 @@ impl Driver {
     async fn connect(&mut self) {
         let mut stopped = self.stopped.clone();
         let dialled = tokio::select! {
-            dialled = tokio::time::timeout(DIAL_TIMEOUT, self.dial()) => dialled,
+            dialled = tokio::time::timeout(DIAL_TIMEOUT, self.open_control()) => dialled,
             () = stop(&mut stopped) => return,
         };
-        let connection = match dialled.unwrap_or_else(|_| Err("no answer".to_owned())) {
+        let (connection, streams) = match dialled.unwrap_or_else(|_| Err("no answer".to_owned())) {
             Ok(connection) => connection,
             Err(text) => {
                 self.note_failure(text);
                 return self.upstream.lock().handle_closed(self.epoch_start.elapsed(), None);
             }
         };
-        let end = self.follow_connection(&connection).await;
+        let end = self.follow_connection(&connection, streams).await;
         (self.follow.linked)(None);
         let (reason, text) = match end {
             End::Close(close) => (Some(close.reason), close.text),
@@ -165,6 +165,13 @@ impl Driver {
             self.note_failure(text);
         }
         self.upstream.lock().handle_closed(self.epoch_start.elapsed(), reason);
+    }
+
+    /// Dials and opens the control stream, for which a peer may have us wait.
+    async fn open_control(&self) -> Result<(Connection, (SendStream, RecvStream)), String> {
+        let connection = self.dial().await?;
+        let streams = connection.open_bi().await.map_err(|error| explain(&error).1)?;
+        Ok((connection, streams))
     }
 
     async fn dial(&self) -> Result<Connection, String> {
@@ -209,11 +216,11 @@ impl Driver {
         client_endpoint(socket, &self.follow.tls)
     }
 
-    async fn follow_connection(&mut self, connection: &Connection) -> End {
-        let (send, recv) = match connection.open_bi().await {
-            Ok(streams) => streams,
-            Err(error) => return End::Lost(error),
-        };
+    async fn follow_connection(
+        &mut self,
+        connection: &Connection,
+        (send, recv): (SendStream, RecvStream),
+    ) -> End {
         self.upstream.lock().handle_connected(self.epoch_start.elapsed());
         let filter: HashSet<DbName> = self.follow.filter.iter().cloned().collect();
         let receiver = Arc::new(Receiver::new(
@@ -517,9 +524,4 @@ fn client_endpoint(socket: UdpSocket, mode: &TlsMode) -> Result<Endpoint, String
     let mut endpoint = Endpoint::new(config, None, socket, runtime).map_err(|e| e.to_string())?;
     endpoint.set_default_client_config(tls::quic_client_config(mode).map_err(|e| e.to_string())?);
     Ok(endpoint)
-}
-
-/// What a peer says reaches the log as one line.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect()
 }

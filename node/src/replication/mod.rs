@@ -45,5 +45,10 @@ fn wall_ms() -> i64 {
     since_1970.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// What a peer says reaches the log as one line.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect()
+}
+
 #[cfg(test)]
 mod sim_tests;

@@ -1,10 +1,20 @@
 //! One database's stream from the primary, into the store.
+//!
+//! **Nobody who waits for bytes holds what others wait for.** All streams share the connection's
+//! flow-control window. A stream that waits for its turn keeps its unread bytes in that window; if
+//! the one whose turn it is needed bytes that no longer fit, neither would ever go on. So a record
+//! gets its turn to be applied when it is here as a whole: in memory, or, if it is large or memory
+//! is short, in an unnamed file. Only a few records are applied while they arrive, and nobody waits
+//! for one of those places.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, BufReader, Seek, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use litefs_store::{Database, DbName, Durability, Error, ErrorKind, Pos, Store};
 use parking_lot::Mutex;
 use quinn::{ReadExactError, RecvStream};
@@ -20,13 +30,16 @@ use super::wire::{self, Close, Reason, RecordKind, STREAM_FRAME_LEN, StreamFrame
 const SMALL: u64 = 1 << 20;
 /// Bytes of small records that are in memory at once, over all databases.
 const SMALL_TOTAL: usize = 16 << 20;
-/// Threads that apply at once.
-const APPLIERS: usize = 12;
+/// Threads that apply at once what is here as a whole.
+const APPLIERS: usize = 4;
+/// Threads that apply records while they arrive, besides.
+const DIRECT: usize = 8;
 
 /// Bounds what all streams of a node use, over its connections.
 #[derive(Clone)]
 pub struct Limits {
     appliers: Arc<Semaphore>,
+    direct: Arc<Semaphore>,
     memory: Arc<Semaphore>,
 }
 
@@ -34,6 +47,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             appliers: Arc::new(Semaphore::new(APPLIERS)),
+            direct: Arc::new(Semaphore::new(DIRECT)),
             memory: Arc::new(Semaphore::new(SMALL_TOTAL)),
         }
     }
@@ -49,6 +63,7 @@ impl Limits {
     pub async fn drained(&self) {
         // Never closed, so it cannot fail.
         let _ = self.appliers.acquire_many(APPLIERS as u32).await;
+        let _ = self.direct.acquire_many(DIRECT as u32).await;
     }
 }
 
@@ -83,6 +98,8 @@ enum Leave {
     Blame(Close),
     /// This node cannot apply now; true if only a snapshot can help.
     Trouble(Error, bool),
+    /// This node cannot keep a record until it is its turn.
+    NoSpool(io::Error),
 }
 
 impl From<wire::WireError> for Leave {
@@ -206,11 +223,7 @@ impl Receiver {
         if frame.kind == RecordKind::Snapshot && must_preserve(frame.base, db.pos(), is_ours) {
             self.preserve(db).await?;
         }
-        let applied = if frame.len <= SMALL {
-            self.take_small(stream, db, frame).await?
-        } else {
-            self.take_large(stream, db, frame).await?
-        };
+        let applied = self.take_record(stream, db, frame).await?;
         let pos = applied.map_err(|error| blame(db, error))?;
         if pos != frame.pos {
             let text = format!("a record for {} leads to {pos}, not to {}", db.name(), frame.pos);
@@ -246,6 +259,23 @@ impl Receiver {
         preserving.await.unwrap_or(Err(Leave::Quietly))
     }
 
+    /// Takes the record the quickest way for which there is room now.
+    async fn take_record(
+        &self,
+        stream: &mut RecvStream,
+        db: &Database,
+        frame: StreamFrame,
+    ) -> Result<Result<Pos, Error>, Leave> {
+        if frame.len <= SMALL {
+            if let Ok(_memory) = self.limits.memory.try_acquire_many(frame.len as u32) {
+                return self.take_small(stream, db, frame).await;
+            }
+        } else if let Ok(permit) = self.limits.direct.clone().try_acquire_owned() {
+            return self.take_direct(stream, db, frame, permit).await;
+        }
+        self.take_spooled(stream, db, frame).await
+    }
+
     /// Reads the record into memory, then applies it at once on this thread.
     async fn take_small(
         &self,
@@ -253,10 +283,7 @@ impl Receiver {
         db: &Database,
         frame: StreamFrame,
     ) -> Result<Result<Pos, Error>, Leave> {
-        let len = frame.len as usize;
-        let memory = self.limits.memory.acquire_many(len as u32).await;
-        let _memory = memory.map_err(|_| Leave::Quietly)?;
-        let mut record = vec![0; len];
+        let mut record = vec![0; frame.len as usize];
         read_exact(stream, &mut record).await?;
         let _permit = self.applier().await?;
         let mut rest = record.as_slice();
@@ -268,13 +295,13 @@ impl Receiver {
     }
 
     /// Applies the record while it arrives, with little memory.
-    async fn take_large(
+    async fn take_direct(
         &self,
         stream: &mut RecvStream,
         db: &Database,
         frame: StreamFrame,
+        permit: OwnedSemaphorePermit,
     ) -> Result<Result<Pos, Error>, Leave> {
-        let permit = self.applier().await?;
         let (chunks, mut reader) = pipe::into_reader();
         let target = db.clone();
         let applying = tokio::task::spawn_blocking(move || {
@@ -292,6 +319,30 @@ impl Receiver {
         Ok(applied)
     }
 
+    /// Reads the record into an unnamed file, then applies it when it is its turn.
+    async fn take_spooled(
+        &self,
+        stream: &mut RecvStream,
+        db: &Database,
+        frame: StreamFrame,
+    ) -> Result<Result<Pos, Error>, Leave> {
+        let dir = self.store.dir();
+        let spool = tokio::task::block_in_place(|| tempfile::tempfile_in(dir));
+        let mut spool = spool.map_err(Leave::NoSpool)?;
+        let mut left = frame.len;
+        while left > 0 {
+            let chunk = self.next_chunk(stream, left).await?;
+            left -= chunk.len() as u64;
+            tokio::task::block_in_place(|| spool.write_all(&chunk)).map_err(Leave::NoSpool)?;
+        }
+        let (permit, target) = (self.applier().await?, db.clone());
+        let applying = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            apply_file(&target, frame, spool)
+        });
+        applying.await.map_err(|_| Leave::Quietly)?
+    }
+
     /// Passes on `len` bytes of the stream, or as many as are wanted.
     async fn pass_on(
         &self,
@@ -301,17 +352,22 @@ impl Receiver {
     ) -> Result<(), Leave> {
         let mut left = len;
         while left > 0 {
-            let most = left.min(CHUNK as u64) as usize;
-            let read = stream.read_chunk(most, true).await;
-            let read = read.map_err(|error| broken(ReadExactError::ReadError(error)))?;
-            let chunk = read.ok_or_else(|| broken(ReadExactError::FinishedEarly(0)))?.bytes;
+            let chunk = self.next_chunk(stream, left).await?;
             left -= chunk.len() as u64;
-            self.note_alive();
             if chunks.send(chunk).await.is_err() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// The next bytes of a record of which `left` are missing.
+    async fn next_chunk(&self, stream: &mut RecvStream, left: u64) -> Result<Bytes, Leave> {
+        let read = stream.read_chunk(left.min(CHUNK as u64) as usize, true).await;
+        let read = read.map_err(|error| broken(ReadExactError::ReadError(error)))?;
+        let chunk = read.ok_or_else(|| broken(ReadExactError::FinishedEarly(0)))?.bytes;
+        self.note_alive();
+        Ok(chunk)
     }
 
     async fn applier(&self) -> Result<OwnedSemaphorePermit, Leave> {
@@ -331,7 +387,9 @@ impl Receiver {
         let now = self.epoch_start.elapsed();
         let mut upstream = self.upstream.lock();
         match (leave, db) {
-            (Leave::Quietly, _) | (Leave::Reset | Leave::Trouble(..), None) => return,
+            (Leave::Quietly, _) | (Leave::Reset | Leave::Trouble(..) | Leave::NoSpool(_), None) => {
+                return;
+            }
             (Leave::Reset, Some(db)) => upstream.handle_reoffer(now, db, false),
             (Leave::Blame(close), _) => upstream.handle_end(close),
             (Leave::Trouble(error, snapshot), Some(db)) => {
@@ -340,6 +398,10 @@ impl Receiver {
                 }
                 tracing::warn!(%db, "cannot apply the primary's transactions: {error}");
                 upstream.handle_trouble(now, db, snapshot);
+            }
+            (Leave::NoSpool(error), Some(db)) => {
+                tracing::warn!(%db, "cannot keep a record in the data directory: {error}");
+                upstream.handle_trouble(now, db, false);
             }
         }
         drop(upstream);
@@ -353,6 +415,22 @@ fn apply(db: &Database, kind: RecordKind, record: &mut dyn std::io::Read) -> Res
         RecordKind::Record => db.apply(record, Durability::Normal),
         RecordKind::Snapshot => db.install_snapshot(record),
     }
+}
+
+/// Applies a record that is in a file as a whole.
+fn apply_file(
+    db: &Database,
+    frame: StreamFrame,
+    mut file: File,
+) -> Result<Result<Pos, Error>, Leave> {
+    file.rewind().map_err(Leave::NoSpool)?;
+    let mut reader = BufReader::with_capacity(CHUNK, file);
+    let applied = apply(db, frame.kind, &mut reader);
+    let taken = reader.stream_position().map_err(Leave::NoSpool)?;
+    if applied.is_ok() && taken != frame.len {
+        return Err(trailing(db, frame.len - taken));
+    }
+    Ok(applied)
 }
 
 /// Whose fault an error is.

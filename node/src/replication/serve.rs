@@ -17,7 +17,7 @@ use super::control::{Control, ControlError};
 use super::primary::{History, Identity, Outcome, Peer, Task, Work};
 use super::send::{Line, Sender};
 use super::wire::{Ack, Close, FromPrimary, FromReplica, Reason};
-use super::{GREETING_TIMEOUT, wall_ms};
+use super::{GREETING_TIMEOUT, printable, wall_ms};
 
 /// Threads that read snapshots and compacted records for all replicas.
 const BULK_READERS: usize = 16;
@@ -96,7 +96,12 @@ impl Term {
     /// The replicas that are connected and welcomed.
     pub fn replicas(&self) -> Vec<ConnectedReplica> {
         let now = self.epoch_start.elapsed();
-        self.sessions.read().iter().filter_map(|session| session.state(now)).collect()
+        self.sessions().iter().filter_map(|session| session.state(now)).collect()
+    }
+
+    /// A copy: whoever waits for a session's peer must not hold the list, which commits need.
+    fn sessions(&self) -> Vec<Arc<Session>> {
+        self.sessions.read().clone()
     }
 
     /// Ends all connections, also those that are still greeting.
@@ -145,7 +150,7 @@ impl Term {
     /// The same node connected again: its former connection is dead, even if it does not know.
     fn supersede(&self, newest: &Arc<Session>, node: u64) {
         let close = Close::new(Reason::Superseded, "this node has connected again");
-        for session in self.sessions.read().iter() {
+        for session in &self.sessions() {
             let is_same = session.peer.lock().hello().is_some_and(|h| h.node == node);
             if is_same && !Arc::ptr_eq(session, newest) {
                 close_connection(&session.connection, &close);
@@ -392,5 +397,6 @@ pub fn close_connection(connection: &Connection, close: &Close) {
 }
 
 fn log_end(connection: &Connection, text: &str) {
-    tracing::info!("the connection from {} has ended: {text}", connection.remote_address());
+    let (addr, text) = (connection.remote_address(), printable(text));
+    tracing::info!("the connection from {addr} has ended: {text}");
 }

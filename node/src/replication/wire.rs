@@ -1,6 +1,6 @@
 //! The replication protocol, version 1: what goes over one QUIC connection.
 //!
-//! A replica dials its primary (ALPN `ltx/1`). All integers are big endian. A *name* is a `u16`
+//! A replica dials its primary (ALPN `litefs/1`). All integers are big endian. A *name* is a `u16`
 //! length and that many bytes of UTF-8, a *position* is a `u64` txid and a `u64` checksum.
 //!
 //! **Control stream**: one, bidirectional, opened by the replica. Each side sends frames

@@ -192,3 +192,31 @@ fn hundreds_of_databases_arrive_and_follow() {
         assert_eq!(replica.wait_for(name, wanted, LONG).unwrap(), wanted);
     }
 }
+
+/// More than the connection's window and the appliers take at once: what waits for its turn must
+/// not keep what is being applied from arriving.
+#[test]
+fn large_transactions_in_many_databases_at_once_all_arrive() {
+    let primary = TestNode::primary();
+    let mut replica = TestNode::replica_of(&primary);
+    let names: Vec<String> = (0..24).map(|i| format!("db{i}.db")).collect();
+    for name in &names {
+        insert_each(&primary, name, 1);
+        replica.wait_for(name, pos(&primary, name), LONG).unwrap();
+    }
+    replica.stop();
+    for name in &names {
+        fill(&primary, name, 120, 100_000);
+    }
+    replica.restart(|config| config);
+    let mut role = replica.role();
+    eventually("the replica is welcomed", || role.borrow_and_update().primary_hostname.is_some());
+    for name in &names {
+        replica.wait_for(name, pos(&primary, name), LONG).unwrap();
+    }
+    assert!(
+        !role.has_changed().unwrap(),
+        "the connection broke: {:?}",
+        replica.disconnected_because()
+    );
+}

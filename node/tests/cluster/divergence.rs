@@ -150,14 +150,19 @@ fn a_damaged_database_is_repaired_from_the_primary_and_the_others_flow() {
     replica.restart(|config| config);
     let conn = replica.open("app.db").unwrap();
     let scan = || conn.query_row("SELECT sum(length(x)) FROM t", [], |row| row.get::<_, i64>(0));
-    let mut refused = 0;
+    let (mut refused, mut seen) = (0, None);
     eventually("the scan works again", || match scan() {
         Ok(sum) => {
             assert_eq!(sum, 2_000_000, "wrong content was served");
             true
         }
-        Err(_) => {
+        Err(error) => {
             refused += 1;
+            let reason = replica.db("app.db").quarantined();
+            if seen != Some((error.to_string(), reason.clone())) {
+                eprintln!("refused: {error}; quarantined: {reason:?}");
+                seen = Some((error.to_string(), reason));
+            }
             false
         }
     });

@@ -376,3 +376,30 @@ fn a_flood_of_streams_that_never_end_is_bounded_and_ends_with_the_connection() {
     assert_eq!(store.database(&name("app.db")).unwrap().pos(), before);
     assert_eq!(store.databases().len(), 1, "no database was made");
 }
+
+/// It keeps the connection alive, but never allows the stream on which the replica would speak.
+#[test]
+fn a_primary_that_allows_no_stream_is_given_up_and_holds_up_no_shutdown() {
+    let mode = tls::TlsMode::load(&Config::new("/nonexistent")).unwrap();
+    let mut server = tls::quic_server_config(&mode).unwrap();
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(0u32.into())
+        .keep_alive_interval(Some(Duration::from_secs(1)));
+    server.transport_config(Arc::new(transport));
+    let runtime = runtime();
+    let _inside = runtime.enter();
+    let endpoint = Endpoint::server(server, loopback()).unwrap();
+    let url = format!("http://{}", endpoint.local_addr().unwrap());
+    let (sender, accepted) = mpsc::channel();
+    runtime.spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            // Kept open.
+            let _ = sender.send(incoming.await);
+        }
+    });
+    let mut replica = TestNode::start(|config| config.replica_of(&url).unwrap());
+    let _first = accepted.recv_timeout(LONG).unwrap();
+    let _second = accepted.recv_timeout(LONG).expect("the replica must give up and dial again");
+    replica.stop();
+}

@@ -6,7 +6,7 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use litefs_ltx::{Checksum, Decoder, Header, Pgno, Pos};
+use litefs_ltx::{Checksum, Decoder, Header, Pgno, Pos, Txid};
 
 use super::commit::Draft;
 use super::install::Installation;
@@ -15,6 +15,9 @@ use super::published::StateAt;
 use super::token::HeldToken;
 use super::{Content, Db};
 use crate::{Durability, Error, Result};
+
+/// The highest transaction id taken from a peer: more than 10^10 a second for a decade.
+const LAST_TXID: Txid = Txid::new(1 << 62);
 
 impl Db {
     /// Takes the right to write from any local writer.
@@ -41,11 +44,13 @@ impl Db {
         let post = decoder.finish().map_err(|e| self.bad_record(e))?.post_apply;
 
         let _seized = self.seize();
+        self.check_well()?;
         let content = self.content();
         let draft = Draft { header, pages, post };
         self.check_leads_to(&content, &draft)?;
         let appended = self.append(draft, &overlay)?;
-        if durability.max(self.shared.options.durability) == Durability::Full
+        let durability = durability.max(self.shared.options.durability);
+        if durability == Durability::Full
             && let Err(error) = self.sync_log()
         {
             self.take_back(&appended);
@@ -63,11 +68,20 @@ impl Db {
             );
             return Err(self.mismatch(reason));
         }
+        self.check_last(header)?;
         if newest.pages > 0 && newest.page_size != Some(header.page_size) {
             let reason = format!("a record with pages of {} bytes does not fit", header.page_size);
             return Err(self.mismatch(reason));
         }
         Ok(())
+    }
+
+    /// No honest database comes near the last transaction id, behind which there is no next one.
+    fn check_last(&self, header: &Header) -> Result<()> {
+        if header.max_txid <= LAST_TXID {
+            return Ok(());
+        }
+        Err(self.mismatch(format!("a record ends with transaction {}", header.max_txid)))
     }
 
     fn check_leads_to(&self, content: &Content, draft: &Draft) -> Result<()> {
@@ -101,6 +115,7 @@ impl Db {
                 self.mismatch("a snapshot begins with transaction 1, this record does not".into())
             );
         }
+        self.check_last(&header)?;
         let mut installation = Installation::begin(self, header.page_size)?;
         let mut page = vec![0; header.page_size.len()];
         while let Some(pgno) = decoder.next_page(&mut page).map_err(|e| self.bad_record(e))? {
@@ -119,7 +134,7 @@ impl Db {
         }
         installation.finish_writing()?;
         let _seized = self.seize();
-        installation.commit(pos, header.timestamp_ms)
+        installation.commit(pos, header.timestamp_ms, || Ok(()))
     }
 
     pub(crate) fn bad_record(&self, source: litefs_ltx::Error) -> Error {

@@ -128,7 +128,9 @@ impl LogCursor {
     /// Finds the record after `pos`, in this segment or another.
     fn find(&self) -> Result<(Arc<Segment>, u64, FrameAt)> {
         let wanted = self.pos.txid.next();
+        // Beyond a segment's end may lie what recovery dropped.
         if let Some((segment, offset)) = &self.place
+            && wanted <= segment.last()
             && let Some(frame) = read_headers(segment, *offset)?
             && frame.header.min_txid == wanted
         {

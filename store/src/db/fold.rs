@@ -59,10 +59,13 @@ impl Db {
     /// Chooses the target, and lets no snapshot be taken below it any more.
     fn raise_ceiling(&self, content: &Content) -> Option<Txid> {
         let mut published = content.published.write();
-        let oldest_pin = content.pins.lock().keys().next().copied();
         let newest = published.newest.pos.txid;
-        let target = oldest_pin.map_or(newest, |pin| pin.min(newest));
-        self.fold_blocked.store(target < newest, Ordering::Release);
+        // First, so that a reader that ends meanwhile has the fold done again.
+        self.fold_blocked.store(true, Ordering::Release);
+        let target = content.oldest_pin().map_or(newest, |pin| pin.min(newest));
+        if target == newest {
+            self.fold_blocked.store(false, Ordering::Release);
+        }
         if target <= published.mark.pos.txid {
             return None;
         }

@@ -26,6 +26,8 @@ impl Db {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(held) = self.token.try_hold() {
+                // Again: waiting may have taken longer than the right to write lasted.
+                self.shared.gate.check(&self.name)?;
                 return Ok(held);
             }
             if Instant::now() >= deadline {
@@ -48,7 +50,8 @@ impl Db {
         let draft = self.plan(&content, &overlay, 0, false)?;
         let draft = draft.expect("BUG: dropping a database that has pages changes it");
         let appended = self.append(draft, &overlay)?;
-        if let Err(error) = self.sync_log() {
+        let synced = self.sync_log().and_then(|()| self.shared.gate.check(&self.name));
+        if let Err(error) = synced {
             self.take_back(&appended);
             return Err(error);
         }
@@ -89,7 +92,7 @@ impl Db {
         let _held = self.hold_token()?;
         let txid = self.content().published.read().newest.pos.txid.next();
         let pos = Pos::new(txid, installation.checksum());
-        installation.commit(pos, self.shared.clock.wall_ms())
+        installation.commit(pos, self.shared.clock.wall_ms(), || self.shared.gate.check(&self.name))
     }
 
     fn read_first_page(&self, source: &mut dyn Read) -> Result<(PageSize, Vec<u8>)> {

@@ -114,15 +114,19 @@ impl<'a> Installation<'a> {
 
     /// Steps 2 and 3: the written pages become the content at `pos`. The caller holds the writer
     /// token. An error in the middle makes the database read-only: what the next start finds is
-    /// one of the two contents, but not known here.
-    pub(crate) fn commit(mut self, pos: Pos, timestamp_ms: i64) -> Result<Pos> {
+    /// one of the two contents, but not known here. `allowed` is asked last, when nothing that may
+    /// take long is left to wait for.
+    pub(crate) fn commit(
+        mut self,
+        pos: Pos,
+        timestamp_ms: i64,
+        allowed: impl FnOnce() -> Result<()>,
+    ) -> Result<Pos> {
         let db = self.db;
         let _alone = db.folding.lock();
+        allowed()?;
         let old = db.content();
-        match old.base.keep_open() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            kept => kept.at("open", &old.base.path())?,
-        }
+        old.keep_base()?;
         db.log.lock().keep_open()?;
         let mut mark = old.published.read().mark;
         mark.generation += 1;

@@ -20,10 +20,11 @@ pub(crate) mod token;
 pub(crate) mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use litefs_ltx::{Pos, Txid};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -48,13 +49,44 @@ pub(crate) struct Content {
     pub published: RwLock<Published>,
     /// How many snapshots pin each transaction.
     pub pins: Mutex<BTreeMap<Txid, usize>>,
+    /// Contents before a rewind, whose readers use the same base, each with the last transaction
+    /// that it has in common with this one.
+    older: Vec<(Weak<Content>, Txid)>,
 }
 
 impl Content {
     pub(crate) fn new(shared: &Shared, dir: &Path, published: Published) -> Self {
         let base = shared.files.file(dir.join("base"));
         let published = RwLock::new(published);
-        Self { id: shared.next_id(), base, published, pins: Mutex::new(BTreeMap::new()) }
+        let pins = Mutex::new(BTreeMap::new());
+        Self { id: shared.next_id(), base, published, pins, older: Vec::new() }
+    }
+
+    /// What a rewind makes of `old`: they share the base.
+    pub(crate) fn rewound(shared: &Shared, dir: &Path, old: &Arc<Self>, to: Published) -> Self {
+        let common = to.newest.pos.txid;
+        let mut content = Self::new(shared, dir, to);
+        let inherited = old.older.iter().filter(|(content, _)| content.strong_count() > 0);
+        let capped = inherited.map(|(content, txid)| (content.clone(), common.min(*txid)));
+        content.older = capped.chain([(Arc::downgrade(old), common)]).collect();
+        content
+    }
+
+    /// The transaction that no fold may pass: a reader needs the base without what comes after it.
+    pub(crate) fn oldest_pin(&self) -> Option<Txid> {
+        let first = |content: &Self| content.pins.lock().keys().next().copied();
+        let older = self.older.iter().filter_map(|(content, common)| {
+            first(content.upgrade()?.as_ref()).map(|pin| pin.min(*common))
+        });
+        older.chain(first(self)).min()
+    }
+
+    /// Keeps the base's file open for readers, before its name leads to another.
+    pub(crate) fn keep_base(&self) -> Result<()> {
+        match self.base.keep_open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            kept => kept.at("open", &self.base.path()),
+        }
     }
 }
 
@@ -255,7 +287,8 @@ impl Db {
 
     /// Content that was installed whole makes a database well again.
     pub(crate) fn recovered_health(&self) {
-        *self.health.lock() = Health::default();
+        let mut health = self.health.lock();
+        *health = Health::default();
         self.well.store(true, Ordering::Release);
     }
 
@@ -280,9 +313,10 @@ impl Db {
 
     /// Blocks until the position is at least `txid`.
     pub(crate) fn wait_for(&self, txid: Txid, timeout: Duration) -> Result<Pos> {
-        let deadline = Instant::now() + timeout;
+        let deadline = crate::clock::after(timeout);
         self.waiters.fetch_add(1, Ordering::SeqCst);
         let mut guard = self.moved.lock();
+        let mut late = false;
         let reached = loop {
             if let Err(error) = self.check_readable() {
                 break Err(error);
@@ -291,9 +325,10 @@ impl Db {
             if ours.txid >= txid {
                 break Ok(ours);
             }
-            if self.moved_signal.wait_until(&mut guard, deadline).timed_out() {
+            if late {
                 break Err(Error::Timeout { db: self.name.clone(), ours, wanted: txid });
             }
+            late = self.moved_signal.wait_until(&mut guard, deadline).timed_out();
         };
         drop(guard);
         self.waiters.fetch_sub(1, Ordering::SeqCst);

@@ -153,10 +153,12 @@ impl Db {
             }
             rewound(&published, to.txid)
         };
+        content.keep_base()?; // until its last reader is done, whatever is installed later
         self.cut_log(&content, to.txid)?;
         let newest = rewound.newest;
         let timestamp_ms = rewound.timestamp_ms;
-        *self.content.write() = Arc::new(Content::new(&self.shared, &self.dir, rewound));
+        let rewound = Content::rewound(&self.shared, &self.dir, &content, rewound);
+        *self.content.write() = Arc::new(rewound);
         self.announce_move();
         self.shared.emit(&Event::Position {
             db: self.name.clone(),

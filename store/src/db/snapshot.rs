@@ -325,7 +325,8 @@ impl Db {
             buf.fill(0);
             return Ok(None);
         }
-        match content.published.read().locate(pgno, state.pos.txid) {
+        let location = content.published.read().locate(pgno, state.pos.txid);
+        match location {
             Some(location) => Ok(Some(location)),
             None => Err(self.damaged(content, format!("page {pgno} has no checksum"))),
         }

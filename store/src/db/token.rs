@@ -42,6 +42,11 @@ impl State {
         self.last_id
     }
 
+    /// Keeps the free token for whoever has waited longest.
+    fn next_turn(&mut self) {
+        self.kept = self.waiting.pop_front().map(|thread| (thread, Instant::now()));
+    }
+
     fn kept_for_another(&self) -> bool {
         let kept = self.kept.filter(|(_, since)| since.elapsed() < KEPT_FOR);
         kept.is_some_and(|(thread, _)| thread != thread::current().id())
@@ -67,6 +72,19 @@ impl Token {
         state.take(true)
     }
 
+    /// The same, but gives up after `timeout`.
+    pub(crate) fn hold_within(&self, timeout: Duration) -> Option<HeldToken<'_>> {
+        let deadline = crate::clock::after(timeout);
+        let mut state = self.state.lock();
+        while state.holder.as_ref().is_some_and(|holder| holder.committing) {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                return None;
+            }
+        }
+        let id = state.take(true);
+        Some(HeldToken { token: self, id })
+    }
+
     /// Takes the token if it is free, so that it cannot be taken away.
     pub(crate) fn try_hold(&self) -> Option<HeldToken<'_>> {
         let id = self.try_acquire()?;
@@ -75,16 +93,28 @@ impl Token {
 
     /// Waits until the token is free and kept for this thread, or `timeout` has passed.
     pub(crate) fn wait(&self, timeout: Duration) {
-        let deadline = Instant::now() + timeout;
+        let deadline = crate::clock::after(timeout);
         let me = thread::current().id();
         let mut state = self.state.lock();
-        if state.holder.is_none() && !state.kept_for_another() {
-            state.kept = Some((me, Instant::now()));
-            return;
-        }
-        state.waiting.push_back(me);
+        let mut had_turn = false;
         while state.kept.is_none_or(|(thread, _)| thread != me) {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
+            if state.holder.is_none() && !state.kept_for_another() {
+                state.kept = Some((me, Instant::now()));
+                break;
+            }
+            if !state.waiting.contains(&me) {
+                // Again if a peer took the turn before this thread woke: then it stays the first.
+                if had_turn {
+                    state.waiting.push_front(me)
+                } else {
+                    state.waiting.push_back(me)
+                }
+                had_turn = true;
+            }
+            // Whoever it is kept for may never come.
+            let kept_until = state.kept.map_or(deadline, |(_, since)| since + KEPT_FOR);
+            let until = deadline.min(kept_until);
+            if self.changed.wait_until(&mut state, until).timed_out() && until == deadline {
                 break;
             }
         }
@@ -118,7 +148,7 @@ impl Token {
         let mut state = self.state.lock();
         if state.holder.as_ref().is_some_and(|holder| holder.id == id) {
             state.holder = None;
-            state.kept = state.waiting.pop_front().map(|thread| (thread, Instant::now()));
+            state.next_turn();
             self.changed.notify_all();
         }
     }
@@ -180,5 +210,32 @@ mod tests {
         token.release(mine);
         let again = token.try_acquire();
         assert!(waiter.join().unwrap().is_some() != again.is_some());
+    }
+
+    #[test]
+    fn a_waiter_whose_turn_was_taken_by_a_peer_gets_another_turn() {
+        let token = Arc::new(Token::default());
+        let mine = token.try_acquire().unwrap();
+        let waiter = thread::spawn({
+            let token = token.clone();
+            move || token.wait(Duration::from_secs(5))
+        });
+        while token.state.lock().waiting.is_empty() {
+            thread::yield_now();
+        }
+        let started = Instant::now();
+        // The peer comes between the waiter's turn and its waking.
+        let peer = {
+            let mut state = token.state.lock();
+            state.holder = None;
+            state.next_turn();
+            state.take(true)
+        };
+        token.changed.notify_all();
+        token.release(mine);
+        thread::sleep(Duration::from_millis(100)); // the waiter wakes and finds its turn gone
+        token.release(peer);
+        waiter.join().unwrap();
+        assert!(started.elapsed() < Duration::from_secs(4));
     }
 }

@@ -12,7 +12,7 @@ use crate::{Durability, Error, Result, Snapshot};
 
 /// The one writer of a database, and its uncommitted pages. Dropping it rolls back.
 ///
-/// A commit is [`prepare`](Self::prepare), [`sync`](Self::sync) if it is to be durable at once, and
+/// A commit is [`prepare`](Self::prepare), [`sync`](Self::sync), and
 /// [`publish`](Self::publish); anything else is a rollback. The writer can then go on with the
 /// next transaction.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub struct Writer {
     db: Arc<Db>,
     content: Arc<Content>,
     token: u64,
+    /// The position that the transaction continues.
+    began: Pos,
     overlay: Option<Overlay>,
     prepared: Option<(Appended, Durability)>,
 }
@@ -36,7 +38,8 @@ impl Writer {
             db.token.release(token);
             return Err(Error::StaleSnapshot { db: db.name.clone() });
         }
-        Ok(Self { db: db.clone(), content, token, overlay: None, prepared: None })
+        let db = db.clone();
+        Ok(Self { db, content, token, began: newest, overlay: None, prepared: None })
     }
 
     /// The page size: the database's, or for an empty one that of the first written page.
@@ -135,7 +138,7 @@ impl Writer {
     }
 
     /// Second step of a commit: waits until the prepared record is on disk, if its durability, or
-    /// the store's, asks for that.
+    /// the store's, asks for that; then makes sure that this node may still commit.
     ///
     /// # Errors
     /// `Io`: the database is read-only from now on, and the caller rolls back. `ReadOnly` if the
@@ -144,22 +147,26 @@ impl Writer {
         if matches!(self.prepared, Some((_, Durability::Full))) {
             self.db.syncs_commits.store(true, Ordering::Relaxed);
             self.db.sync_log()?;
-            self.db.shared.gate.check(&self.db.name)?;
         }
-        Ok(())
+        match self.prepared {
+            // Once more: appending may have taken longer than the right to commit lasted.
+            Some(_) => self.db.shared.gate.check(&self.db.name),
+            None => Ok(()),
+        }
     }
 
     /// Last step of a commit: everyone sees the prepared record. Without one, nothing changed.
-    /// Cannot fail. Returns the newest position.
+    /// Cannot fail. Returns the position that the transaction led to, or continued.
     pub fn publish(&mut self) -> Pos {
         let overlay = self.overlay.take();
         match (self.prepared.take(), overlay) {
             (Some((appended, durability)), Some(overlay)) => {
                 let pos = self.db.publish(&self.content, appended, overlay, durability);
                 self.db.token.end_commit(self.token);
+                self.began = pos;
                 pos
             }
-            _ => self.db.pos(),
+            _ => self.began,
         }
     }
 
