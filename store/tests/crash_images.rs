@@ -119,12 +119,12 @@ fn go_on(driver: &mut Driver, rng: &mut Rng, page_size: usize) {
     driver.check().unwrap();
 }
 
-/// Crashes the workload where the builder stands, goes on, and crashes again.
-fn shoot(workload: &Workload, images: &ImageBuilder, shot: Shot) {
+/// Crashes what ran where the builder stands, goes on, and crashes again.
+fn shoot(ran: &Driver, images: &ImageBuilder, shot: Shot) {
     let mut rng = shot.rng();
     let kind = image_kind(shot.kind, rng.next());
     let image = images.image(kind);
-    let mut driver = open(&image, workload.driver.expected_at(shot.at));
+    let mut driver = open(&image, ran.expected_at(shot.at));
     let opened = image.op_count();
     driver.reopen().unwrap();
     if kind != ImageKind::ProcessCrash {
@@ -153,11 +153,19 @@ fn shoot(workload: &Workload, images: &ImageBuilder, shot: Shot) {
     }
 }
 
-fn shoot_and_tell(workload: &Workload, images: &ImageBuilder, shot: Shot) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| shoot(workload, images, shot)));
+fn shoot_and_tell(ran: &Driver, images: &ImageBuilder, shot: Shot) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| shoot(ran, images, shot)));
     if let Err(panic) = outcome {
         let kind = image_kind(shot.kind, shot.rng().next());
         eprintln!("the crash was {kind:?} before operation {}: {}", shot.at, images.describe());
+        resume_unwind(panic);
+    }
+}
+
+/// The same for a workload of [`run_workload`]; a failure says how to see it again.
+fn shoot_workload(workload: &Workload, images: &ImageBuilder, shot: Shot) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| shoot_and_tell(&workload.driver, images, shot)));
+    if let Err(panic) = outcome {
         eprintln!(
             "to see it again: LITEFS_CRASH_ONE={shot} cargo test -p litefs-store --test crash_images"
         );
@@ -173,7 +181,7 @@ fn crash(page_size: usize, percent: usize) {
             let (workload, disk) = run_workload(page_size, shot.round);
             let mut images = disk.images();
             images.advance_to(shot.at);
-            shoot_and_tell(&workload, &images, shot);
+            shoot_workload(&workload, &images, shot);
         }
         return;
     }
@@ -194,7 +202,7 @@ fn crash(page_size: usize, percent: usize) {
             }
             for kind in 0..kinds {
                 let kind = if kinds < KINDS { (kind + at) % KINDS } else { kind };
-                shoot_and_tell(&workload, &images, Shot { page_size, round, at, kind });
+                shoot_workload(&workload, &images, Shot { page_size, round, at, kind });
                 done += 1;
             }
         }
@@ -222,6 +230,39 @@ fn no_crash_loses_or_tears_anything_with_usual_pages() {
 #[test]
 fn no_crash_loses_or_tears_anything_with_the_largest_pages() {
     crash(65536, 5);
+}
+
+/// Segments of the full size are used again, with their old records in them. Here only the
+/// operations around that are of interest: these segments are large.
+#[test]
+fn a_segment_that_is_used_again_never_brings_back_its_old_records() {
+    let (page_size, disk) = (65536, SimDisk::new());
+    let mut driver = Driver::new(disk.clone(), &["a"], 20 << 20);
+    let mut rng = Rng::new(9);
+    for number in 0..32 {
+        let pages = (1..=36).map(|pgno| (pgno, rng.page(page_size))).collect();
+        driver.commit(0, page_size, &pages, 36, Durability::Off, Ending::Publish).unwrap();
+        if number % 3 == 2 {
+            driver.fold(0).unwrap();
+        }
+    }
+    let mut images = disk.images();
+    let (mut near, mut shots, mut uses) = (0, 0, 0);
+    for at in 0..=images.op_count() {
+        images.advance_to(at);
+        let next = images.describe();
+        uses += usize::from(next.starts_with("rename /data/dbs/a/log/spare"));
+        near = if next.contains("spare") { 6 } else { near };
+        if near > 0 {
+            near -= 1;
+            for kind in [shots % KINDS, (shots + 5) % KINDS] {
+                shoot_and_tell(&driver, &images, Shot { page_size, round: 0, at, kind });
+            }
+            shots += 2;
+        }
+    }
+    println!("{shots} images around {uses} uses");
+    assert!(uses > 1 && shots > KINDS);
 }
 
 #[test]
