@@ -1,6 +1,8 @@
 //! The engine against a model: whatever is committed is read back, by whoever may read it, however
 //! it lies on disk.
 
+mod common;
+
 use std::io::Cursor;
 use std::path::Path;
 use std::time::Duration;
@@ -10,16 +12,12 @@ use litefs_store::{
     Store, Txid,
 };
 
+use common::{copy_dir, page};
+
 const PAGE: usize = 512;
 
 fn pgno(n: u32) -> Pgno {
     Pgno::new(n).unwrap()
-}
-
-/// A page's content that tells which page and which writing it is.
-fn page(number: u32, version: u32, size: usize) -> Vec<u8> {
-    let word = (u64::from(number) << 32 | u64::from(version)).to_be_bytes();
-    word.iter().copied().cycle().take(size).collect()
 }
 
 fn manual() -> Options {
@@ -57,19 +55,6 @@ fn export(db: &Database) -> Vec<u8> {
     let mut out = Vec::new();
     db.export(&mut out).unwrap();
     out
-}
-
-/// What a power-less copy of the directory would open as.
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// The database checksum by its definition, from the bytes alone.

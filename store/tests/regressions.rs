@@ -1,4 +1,7 @@
 //! Scenarios in which the engine once lost, hid or blocked something; each test tells its story.
+
+mod common;
+
 use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,8 +15,7 @@ fn pgno(n: u32) -> Pgno {
     Pgno::new(n).unwrap()
 }
 fn page(number: u32, version: u32) -> Vec<u8> {
-    let word = (u64::from(number) << 32 | u64::from(version)).to_be_bytes();
-    word.iter().copied().cycle().take(PAGE).collect()
+    common::page(number, version, PAGE)
 }
 fn open(dir: &Path) -> (Store, Database) {
     let store =
@@ -35,26 +37,24 @@ fn commit_as(db: &Database, pages: &[(u32, u32)], size: u32, durability: Durabil
     writer.sync().unwrap();
     writer.publish()
 }
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
 fn crash(dir: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    copy_dir(dir, copy.path());
+    common::copy_dir(dir, copy.path());
     copy
+}
+
+/// Tears the record that holds `page`: one of the page's sectors did not reach the disk.
+fn tear(data: &Path, page: &[u8]) {
+    let path = data.join("dbs/db/log/0000000000000001.seg");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(PAGE).position(|w| w == page).unwrap();
+    bytes[at..at + 8].fill(0);
+    std::fs::write(&path, bytes).unwrap();
 }
 
 /// Killed between `open(mark)` and its first write; the next process never writes a mark.
 #[test]
-fn an_empty_mark_file_costs_the_database() {
+fn an_empty_mark_file_does_not_cost_the_database() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()));
     std::fs::create_dir_all(dir.path().join("dbs/db/log")).unwrap();
@@ -118,13 +118,7 @@ fn a_cursor_does_not_read_what_recovery_dropped() {
     let lost = commit(&db, &[(1, 3)], 1);
     assert_eq!(lost.txid, kept.txid.next());
     let copy = crash(dir.path());
-    // Tear the last record: one of its page's sectors did not reach the disk.
-    let path = copy.path().join("dbs/db/log/0000000000000001.seg");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let wanted = page(1, 3);
-    let at = bytes.windows(PAGE).position(|w| w == wanted).unwrap();
-    bytes[at..at + 8].fill(0);
-    std::fs::write(&path, bytes).unwrap();
+    tear(copy.path(), &page(1, 3));
 
     let (_s, again) = open(copy.path());
     assert_eq!(again.pos(), kept);
@@ -148,12 +142,7 @@ fn diverged_transactions_are_kept_whole_after_a_lost_tail() {
     commit(&db, &[(1, 2)], 1);
     commit(&db, &[(1, 3)], 1);
     let copy = crash(dir.path());
-    let path = copy.path().join("dbs/db/log/0000000000000001.seg");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let wanted = page(1, 3);
-    let at = bytes.windows(PAGE).position(|w| w == wanted).unwrap();
-    bytes[at..at + 8].fill(0);
-    std::fs::write(&path, bytes).unwrap();
+    tear(copy.path(), &page(1, 3));
     let (_s, again) = open(copy.path());
     commit(&again, &[(1, 33)], 1);
     commit(&again, &[(1, 34)], 1);
@@ -520,12 +509,7 @@ fn a_cursor_that_waits_at_a_torn_tail_gets_the_next_commit() {
     let kept = commit(&db, &[(1, 2)], 1);
     commit(&db, &[(1, 3)], 1);
     let copy = crash(dir.path());
-    let path = copy.path().join("dbs/db/log/0000000000000001.seg");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let wanted = page(1, 3);
-    let at = bytes.windows(PAGE).position(|w| w == wanted).unwrap();
-    bytes[at..at + 8].fill(0);
-    std::fs::write(&path, bytes).unwrap();
+    tear(copy.path(), &page(1, 3));
 
     let (_s, again) = open(copy.path());
     let mut cursor = again.log_cursor(Pos::ZERO).unwrap();

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use litefs_ltx::{Checksum, Encoder, Header, Pgno, Pos, page_checksum};
+use litefs_ltx::{Checksum, Encoder, Header, Pgno, Pos, Txid, page_checksum};
 
 use super::frame::{self, FrameHeader};
 use super::log::{Place, erase_frame};
@@ -184,27 +184,25 @@ impl Db {
     }
 
     fn write_frame(&self, sink: &mut FrameSink, draft: &Draft, overlay: &Overlay) -> Result<()> {
-        let failed = |e| self.encode_error(sink_path(&draft.header), e);
+        let failed = |e| self.encode_error(draft.header.max_txid, e);
         let mut encoder = Encoder::new(&mut *sink, draft.header).map_err(failed)?;
         let zeros = vec![0; if draft.pages.is_empty() { 0 } else { overlay.page_size().len() }];
         for &(pgno, _) in &draft.pages {
             let encoded = overlay.with_page(pgno, |page| encoder.encode_page(pgno, page))?;
-            encoded
-                .unwrap_or_else(|| encoder.encode_page(pgno, &zeros))
-                .map_err(|e| self.encode_error(sink_path(&draft.header), e))?;
+            encoded.unwrap_or_else(|| encoder.encode_page(pgno, &zeros)).map_err(failed)?;
         }
-        encoder.finish(draft.post).map_err(|e| self.encode_error(sink_path(&draft.header), e))?;
+        encoder.finish(draft.post).map_err(failed)?;
         sink.finish()
     }
 
-    fn encode_error(&self, what: String, error: litefs_ltx::Error) -> Error {
+    fn encode_error(&self, record: Txid, error: litefs_ltx::Error) -> Error {
         match error {
             litefs_ltx::Error::Io(source) => {
                 Error::Io { op: "append to the log", path: self.dir.join("log"), source }
             }
             other => Error::Invalid {
                 db: self.name.clone(),
-                reason: format!("{what} cannot be encoded: {other}"),
+                reason: format!("record {record} cannot be encoded: {other}"),
             },
         }
     }
@@ -213,7 +211,7 @@ impl Db {
     /// tell whether it comes back at the next start: the database becomes read-only.
     pub(crate) fn take_back(&self, appended: &Appended) {
         let before = appended.record.min_txid.get() - 1;
-        let taken = self.log.lock().take_back(&appended.place, litefs_ltx::Txid::new(before));
+        let taken = self.log.lock().take_back(&appended.place, Txid::new(before));
         if let Err(error) = taken {
             self.poison(&error);
         }
@@ -265,10 +263,6 @@ impl Db {
             }
         }
     }
-}
-
-fn sink_path(header: &Header) -> String {
-    format!("record {}", header.max_txid)
 }
 
 /// Pages by which the database grows must all be in the record; SQLite does not write those that
