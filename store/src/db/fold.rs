@@ -133,9 +133,9 @@ impl Db {
         file.sync_data().at("sync", &path)
     }
 
-    /// Removes log segments below the mark that are too old, or would make the log too large if it
-    /// grew by `growth` bytes.
-    fn retire(&self, growth: u64) -> Result<()> {
+    /// Removes log segments below the mark that are too old, or would make the log too large with a
+    /// spare of `spare` bytes.
+    fn retire(&self, spare: u64) -> Result<()> {
         let options = &self.shared.options;
         let mark = self.content().published.read().mark;
         let base_len =
@@ -143,8 +143,8 @@ impl Db {
         let bound = options.log_size.unwrap_or_else(|| base_len.max(DEFAULT_LOG_SIZE));
         let now = self.shared.clock.now();
         let mut log = self.log.lock();
-        log.retire(mark.pos.txid, |segment, total| {
-            total + growth > bound || segment.age(now) > options.retention
+        log.retire(mark.pos.txid, spare, |segment, total| {
+            total > bound || segment.age(now) > options.retention
         })?;
         Ok(())
     }

@@ -344,16 +344,18 @@ impl Log {
         self.spare = Some(capacity);
     }
 
-    /// Removes the oldest segments for as long as `expendable` says so; never the last one, and
-    /// none that holds a transaction after `keep_from`. Returns how many went.
+    /// Removes the oldest segments for as long as `expendable` says so of them and of the bytes of
+    /// the log, with a spare of at least `spare` bytes, which the first one to go may become; never
+    /// the last one, and none that holds a transaction after `keep_from`. Returns how many went.
     pub(crate) fn retire(
         &mut self,
         keep_from: Txid,
+        spare: u64,
         mut expendable: impl FnMut(&Segment, u64) -> bool,
     ) -> Result<usize> {
         let mut retired = 0;
         while self.segments.len() > 1 {
-            let total = self.bytes();
+            let total = self.bytes() + spare.saturating_sub(self.spare.unwrap_or(0));
             let oldest = &self.segments[0];
             if oldest.last() > keep_from || !expendable(oldest, total) {
                 break;
