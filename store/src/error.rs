@@ -201,10 +201,12 @@ impl Error {
 }
 
 fn io_kind(source: &io::Error) -> ErrorKind {
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
-        _ => ErrorKind::Io,
-    }
+    if is_lack_of_space(source) { ErrorKind::Full } else { ErrorKind::Io }
+}
+
+/// True if space is all that was missing.
+pub(crate) fn is_lack_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Gives an I/O result the verb and the path that make it an [`Error`].

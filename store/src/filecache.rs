@@ -12,15 +12,21 @@
 //!   then is what the next sync of the file's owner returns.
 //!
 //! When all open files are of these kinds, the bound is exceeded rather than a caller refused.
+//!
+//! What was written past the kernel's cache is read back from memory while it is recent; see
+//! `recent.rs`.
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::error::is_lack_of_space;
+use crate::recent::RecentWrites;
 use crate::storage::{File, OpenMode, Storage};
 
 /// Bounds the number of open files among the [`CachedFile`]s it made.
@@ -28,6 +34,7 @@ pub struct FileCache {
     storage: Arc<dyn Storage>,
     cap: usize,
     ring: Mutex<Ring>,
+    recent: Arc<RecentWrites>,
 }
 
 /// Lock order: the ring before an entry's state; the state is never held while the ring's lock is
@@ -70,7 +77,8 @@ impl FileCache {
 
     /// A cache that keeps at most `cap` files open (at least one).
     pub fn new(storage: Arc<dyn Storage>, cap: usize) -> Arc<Self> {
-        Arc::new(FileCache { storage, cap: cap.max(1), ring: Mutex::default() })
+        let (ring, recent) = (Mutex::default(), Arc::default());
+        Arc::new(FileCache { storage, cap: cap.max(1), ring, recent })
     }
 
     /// The existing file at `path`, to be opened for reading and writing when first used.
@@ -82,7 +90,7 @@ impl FileCache {
     /// not yet synced.
     pub fn adopt(self: &Arc<Self>, path: PathBuf, file: Arc<dyn File>) -> CachedFile {
         self.reserve();
-        let cached = self.cached(path, Some(Arc::new(TrackedFile::new(file, true))));
+        let cached = self.cached(path, Some(Arc::new(TrackedFile::new(file, true, &self.recent))));
         self.enter(&cached.entry);
         cached
     }
@@ -265,7 +273,7 @@ impl CachedFile {
         }
         let opened = self.cache.storage.open(&state.path, OpenMode::ReadWrite);
         let file = match opened {
-            Ok(file) => Arc::new(TrackedFile::new(file, false)),
+            Ok(file) => Arc::new(TrackedFile::new(file, false, &self.cache.recent)),
             Err(e) => {
                 drop(state);
                 self.cache.unreserve();
@@ -304,30 +312,58 @@ struct TrackedFile {
     /// Set by a failed sync, for ever. Locked during a sync: the kernel reports a failure to one of
     /// two simultaneous syncs of a handle only, and the other must not pass for a success.
     sync_failed: Mutex<bool>,
+    recent: Arc<RecentWrites>,
+    /// The file's number in `recent`.
+    number: u64,
+    /// False if nothing of it was ever put into `recent`.
+    has_recent: AtomicBool,
 }
 
 impl TrackedFile {
-    fn new(file: Arc<dyn File>, unsynced: bool) -> Self {
-        TrackedFile { file, unsynced: AtomicBool::new(unsynced), sync_failed: Mutex::new(false) }
+    fn new(file: Arc<dyn File>, unsynced: bool, recent: &Arc<RecentWrites>) -> Self {
+        TrackedFile {
+            file,
+            unsynced: AtomicBool::new(unsynced),
+            sync_failed: Mutex::new(false),
+            number: recent.new_file(),
+            recent: recent.clone(),
+            has_recent: AtomicBool::new(false),
+        }
     }
 
     fn mark_unsynced(&self) {
         self.unsynced.store(true, Ordering::SeqCst);
     }
+
+    fn forget_recent(&self, range: Range<u64>) {
+        if self.has_recent.load(Ordering::Acquire) {
+            self.recent.forget(self.number, range);
+        }
+    }
+}
+
+fn earlier_failure() -> io::Error {
+    io::Error::other("an earlier sync of this file failed; what it wrote may be lost")
 }
 
 impl File for TrackedFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let recent = self.has_recent.load(Ordering::Acquire);
+        if recent && self.recent.read(self.number, buf, offset) {
+            return Ok(buf.len());
+        }
         self.file.read_at(buf, offset)
     }
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.mark_unsynced();
+        self.forget_recent(offset..offset.saturating_add(buf.len() as u64));
         self.file.write_all_at(buf, offset)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.mark_unsynced();
+        self.forget_recent(0..u64::MAX);
         self.file.set_len(len)
     }
 
@@ -338,9 +374,7 @@ impl File for TrackedFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut failed = self.sync_failed.lock();
         if *failed {
-            return Err(io::Error::other(
-                "an earlier sync of this file failed; what it wrote may be lost",
-            ));
+            return Err(earlier_failure());
         }
         // Cleared before the sync: a write that comes during it sets the mark again.
         self.unsynced.store(false, Ordering::SeqCst);
@@ -352,8 +386,34 @@ impl File for TrackedFile {
         result
     }
 
+    fn write_durably_at(&self, buf: &[u8], offset: u64) -> io::Result<bool> {
+        if *self.sync_failed.lock() {
+            return Err(earlier_failure());
+        }
+        self.forget_recent(offset..offset.saturating_add(buf.len() as u64));
+        let result = self.file.write_durably_at(buf, offset);
+        match &result {
+            Ok(true) => {
+                self.has_recent.store(true, Ordering::Release);
+                self.recent.insert(self.number, offset, buf);
+            }
+            Ok(false) => {}
+            Err(error) => {
+                *self.sync_failed.lock() |= !is_lack_of_space(error);
+                self.mark_unsynced();
+            }
+        }
+        result
+    }
+
     fn allocate(&self, len: u64) -> io::Result<()> {
         self.mark_unsynced();
         self.file.allocate(len)
+    }
+}
+
+impl Drop for TrackedFile {
+    fn drop(&mut self) {
+        self.forget_recent(0..u64::MAX);
     }
 }

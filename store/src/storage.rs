@@ -11,6 +11,7 @@
 //!   all.
 //! * After a failed `sync_data` nothing is known about the writes since the last good one, and a
 //!   later `sync_data` that succeeds proves nothing about them.
+//! * `write_durably_at` makes its own bytes durable, and nothing else.
 //!
 //! Errors are those of the operating system; the caller adds the path. A full disk is
 //! [`io::ErrorKind::StorageFull`] (or `QuotaExceeded`).
@@ -22,6 +23,11 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+
+use crate::direct::Direct;
+
+/// The unit in which a device writes, in bytes; [`File::write_durably_at`] takes multiples of it.
+pub const SECTOR: u64 = 512;
 
 /// How [`Storage::open`] opens a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +106,17 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Makes the file's bytes and length durable (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Writes all of `buf` at `offset` and makes it durable, in one call that costs less than a write
+    /// and a sync. False if that cannot be had here, or if `offset` or the
+    /// length is no multiple of [`SECTOR`]: then nothing was written.
+    ///
+    /// # Errors
+    /// For lack of space: as from [`File::write_all_at`]. Any other: as if a sync had failed that
+    /// should have covered this write.
+    fn write_durably_at(&self, _buf: &[u8], _offset: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// Reserves space for the first `len` bytes, so that writing them cannot fail for lack of
     /// space. Extends a shorter file to `len`; never cuts one; new bytes read as zeros. Where the
     /// file system cannot reserve, only extends.
@@ -135,7 +152,7 @@ impl Storage for OsStorage {
             OpenMode::Create => options.write(true).create(true).truncate(false),
             OpenMode::CreateNew => options.write(true).create(true).truncate(true),
         };
-        Ok(Arc::new(OsFile(options.open(path)?)))
+        Ok(Arc::new(OsFile { file: options.open(path)?, direct: Direct::default() }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -217,13 +234,16 @@ struct OsDirLock {
 impl DirLock for OsDirLock {}
 
 #[derive(Debug)]
-struct OsFile(fs::File);
+struct OsFile {
+    file: fs::File,
+    direct: Direct,
+}
 
 impl File for OsFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut done = 0;
         while done < buf.len() {
-            match self.0.read_at(&mut buf[done..], offset + done as u64) {
+            match self.file.read_at(&mut buf[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -234,26 +254,30 @@ impl File for OsFile {
     }
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(buf, offset)
+        self.file.write_all_at(buf, offset)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
+    }
+
+    fn write_durably_at(&self, buf: &[u8], offset: u64) -> io::Result<bool> {
+        self.direct.write(&self.file, buf, offset)
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         if len == 0 {
             return Ok(());
         }
-        match reserve(&self.0, len) {
+        match reserve(&self.file, len) {
             Err(e) if e.kind() == io::ErrorKind::Unsupported => {
                 if self.len()? < len {
                     self.set_len(len)?;

@@ -98,6 +98,39 @@ fn gaps_extensions_and_reservations_read_as_zeros() {
 }
 
 #[test]
+fn a_durable_write_writes_all_or_refuses_and_writes_nothing() {
+    on_both(|storage, dir| {
+        let file = create(&*storage, &dir.join("f"), &[1; 8192]);
+        file.sync_data().unwrap();
+        let mut expected = vec![1; 8192];
+        // Its first half is in the kernel's cache, from the write before.
+        for (number, offset, len) in [(2, 512, 1024), (3, 1536, 4608), (4, 0, 8192)] {
+            if file.write_durably_at(&vec![number; len], offset as u64).unwrap() {
+                expected[offset..offset + len].fill(number);
+            }
+            assert!(read(&*file) == expected, "after write {number}");
+        }
+        for (offset, len) in [(1, 512), (512, 511), (0, 0), (8, 8)] {
+            assert!(!file.write_durably_at(&vec![9; len], offset).unwrap());
+            assert!(read(&*file) == expected, "after a write of {len} at {offset}");
+        }
+        // Renamed and removed: the handle stays usable.
+        storage.rename(&dir.join("f"), &dir.join("g")).unwrap();
+        create(&*storage, &dir.join("f"), b"another");
+        file.write_durably_at(&[5; 512], 0).unwrap();
+        assert_eq!(read_path(&*storage, &dir.join("f")), b"another");
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_system_without_direct_writes_refuses_them() {
+    let file = OsStorage.open(Path::new("/proc/self/comm"), OpenMode::ReadWrite).unwrap();
+    assert!(!file.write_durably_at(&[b'x'; 512], 0).unwrap());
+    assert!(!file.write_durably_at(&[b'x'; 512], 0).unwrap());
+}
+
+#[test]
 fn directories_list_rename_and_go_with_their_content() {
     on_both(|storage, dir| {
         let (a, b) = (dir.join("a"), dir.join("b"));
@@ -316,6 +349,44 @@ fn a_failed_sync_is_never_forgotten_nor_hidden_by_a_reopen() {
         assert!(error.to_string().contains("earlier sync"), "{error}");
     }
     assert_eq!(disk.faults_fired(), 1);
+}
+
+#[test]
+fn what_was_written_durably_is_read_from_memory_until_it_is_overwritten() {
+    let disk = Arc::new(SimDisk::new());
+    let storage: Arc<dyn Storage> = disk.clone();
+    let (_cache, files) = cached_files(&storage, Path::new("/"), 4, 2);
+    let file = files[0].get().unwrap();
+    file.allocate(4096).unwrap();
+    assert!(file.write_durably_at(&[7; 1024], 512).unwrap());
+    let read_part = |offset| {
+        let mut buf = [0; 4];
+        file.read_exact_at(&mut buf, offset).unwrap();
+        buf
+    };
+    let reads = disk.calls(CallKind::Read);
+    assert_eq!(read_part(600), [7; 4]);
+    assert_eq!(disk.calls(CallKind::Read), reads, "from memory");
+    assert_eq!(read_part(510), [0, 0, 7, 7]);
+    file.write_all_at(&[8; 2], 601).unwrap();
+    assert_eq!(read_part(600), [7, 8, 8, 7]);
+    assert!(disk.calls(CallKind::Read) > reads);
+}
+
+#[test]
+fn a_durable_write_that_failed_fails_every_later_sync() {
+    let disk = Arc::new(SimDisk::new());
+    let storage: Arc<dyn Storage> = disk.clone();
+    let (_cache, files) = cached_files(&storage, Path::new("/"), 4, 1);
+    let file = files[0].get().unwrap();
+    disk.inject(Fault::once(1, FaultError::Enospc).on(CallKind::Write));
+    assert_eq!(kind(file.write_durably_at(&[1; 512], 0)), io::ErrorKind::StorageFull);
+    file.sync_data().expect("only space was missing");
+    disk.inject(Fault::once(1, FaultError::Eio).on(CallKind::SyncData));
+    file.write_durably_at(&[1; 512], 0).unwrap_err();
+    for result in [file.sync_data(), file.write_durably_at(&[1; 512], 0).map(|_| ())] {
+        assert!(result.unwrap_err().to_string().contains("earlier sync"));
+    }
 }
 
 #[test]

@@ -193,8 +193,11 @@ impl Db {
             Kind::Sync => self.sync_log(),
             Kind::Spare => self.prepare_spare(),
             Kind::Fold | Kind::Retain => {
+                let done = self.fold();
+                // Only now: what is unfolded goes down at the end, and each commit until then would
+                // ask for one more fold.
                 self.fold_urgent.store(false, Ordering::Release);
-                self.fold()
+                done
             }
         };
         match done {

@@ -80,8 +80,11 @@ fn image_kind(number: usize, seed: u64) -> ImageKind {
 /// The workload of a round, run to its end, and its disk.
 fn run_workload(page_size: usize, round: u64) -> (Workload, SimDisk) {
     let disk = SimDisk::new();
+    let durably = round % 3 != 2;
+    disk.set_writes_durably(durably);
     let mut workload = Workload::full(disk.clone(), page_size, round);
     workload.run().unwrap();
+    assert_eq!(disk.durable_writes() > 5, durably, "{} durable writes", disk.durable_writes());
     (workload, disk)
 }
 

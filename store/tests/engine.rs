@@ -5,11 +5,13 @@ mod common;
 
 use std::io::Cursor;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use litefs_store::sim::{CallKind, SimDisk};
 use litefs_store::{
     Checksum, Database, DbName, Durability, ErrorKind, Options, Pgno, Pos, Relation, Snapshot,
-    Store, Txid,
+    Storage, Store, Txid,
 };
 
 use common::{copy_dir, page};
@@ -344,13 +346,18 @@ fn the_log_is_bounded_by_size_and_its_readers_learn_what_is_gone() {
     let db = store.create(&DbName::new("db").unwrap()).unwrap();
     let first = commit(&db, &[(1, 1), (2, 1)], 2);
     let mut cursor = db.log_cursor(first).unwrap();
+    // Segments grow: 16 KiB, 64, 256, 1 MiB, 4 MiB.
+    let mut written = 0;
     for version in 2..2000 {
+        let before = db.stats().unfolded_bytes;
         commit(&db, &[(1, version)], 2);
+        written += db.stats().unfolded_bytes - before;
         if version % 100 == 0 {
             db.fold().unwrap();
         }
     }
-    assert!(db.stats().log_bytes < 3_000_000, "{:?}", db.stats());
+    assert!(written > 1_800_000, "{written} bytes");
+    assert_eq!(db.stats().log_bytes, 4 << 20, "the last segment alone: {:?}", db.stats());
     let error = loop {
         match cursor.next() {
             Ok(record) => assert!(record.is_some()),
@@ -441,4 +448,26 @@ fn a_transaction_larger_than_the_memory_for_it_commits_and_reads_back() {
     copy_dir(dir.path(), copy.path());
     let (_s, reopened) = open(copy.path());
     assert_eq!(reopened.pos(), db.pos());
+}
+
+/// New files have to be filled with zeros first, which doubles what is written.
+#[test]
+fn a_log_that_has_reached_its_size_uses_its_files_again() {
+    let disk = SimDisk::new();
+    disk.create_dir_all(Path::new("/tmp")).unwrap();
+    let options = Options { storage: Arc::new(disk.clone()), ..manual() };
+    let store = Store::open_with("/tmp/data", options).unwrap();
+    let db = store.create(&DbName::new("db").unwrap()).unwrap();
+    let pages: Vec<(u32, u32)> = (1..=60).map(|number| (number, number)).collect();
+    let mut made = Vec::new();
+    for round in 0..40 {
+        let pages: Vec<_> = pages.iter().map(|&(number, _)| (number, number + round)).collect();
+        commit_sized(&db, &pages, 60, 65536);
+        db.fold().unwrap();
+        db.prepare_spare().unwrap();
+        made.push(disk.calls(CallKind::Create));
+        assert!(db.stats().log_bytes <= 64 << 20, "{:?}", db.stats());
+    }
+    assert!(made[25] > made[0], "it grows first");
+    assert_eq!(made[25], made[39], "files were made: {made:?}");
 }

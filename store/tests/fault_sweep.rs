@@ -32,6 +32,7 @@ impl Run {
     /// Runs the workload; false if the fault did not fire.
     fn sweep(seed: u64, fault: &Fault) -> bool {
         let disk = SimDisk::new();
+        disk.set_writes_durably(seed % 3 != 2);
         let workload = Workload::small(disk.clone(), PAGE_SIZE, seed);
         disk.inject(fault.clone());
         let mut run = Self { workload, disk, fault: fault.clone(), works_again: false };
@@ -248,6 +249,34 @@ fn a_full_disk_refuses_writes_only_and_only_until_there_is_space() {
     let full = refused.iter().filter(|&&refused| refused > 0).count();
     println!("{full} fills, {} calls refused", refused.iter().sum::<usize>());
     assert!(full > 200, "{refused:?}");
+}
+
+/// A frame that begins with a sector, after a synced one, goes to the disk in one call.
+#[test]
+fn a_durable_write_that_fails_makes_the_database_read_only_unless_space_is_missing() {
+    for (kind, error, poisons) in [
+        (CallKind::Write, FaultError::Eio, true),
+        (CallKind::SyncData, FaultError::FailedSync, true),
+        (CallKind::Write, FaultError::Enospc, false),
+        (CallKind::Write, FaultError::ShortWrite(600), false),
+    ] {
+        let disk = SimDisk::new();
+        let mut driver = Driver::new(disk.clone(), &["a"], 1 << 20);
+        let mut rng = Rng::new(5);
+        commit(&mut driver, 0, &mut rng).unwrap();
+        commit(&mut driver, 0, &mut rng).unwrap();
+        assert_eq!(disk.durable_writes(), 1, "the second one ends with a sector");
+        disk.inject(Fault::once(1, error).on(kind).at("dbs/a/log"));
+        commit(&mut driver, 0, &mut rng).unwrap_err();
+        assert_eq!(disk.faults_fired(), 1);
+        assert_eq!(driver.dbs[0].poisoned().is_some(), poisons, "{error:?} of {kind:?}");
+        driver.check().unwrap();
+        if poisons {
+            driver.reopen().unwrap();
+        }
+        commit(&mut driver, 0, &mut rng).unwrap();
+        driver.check().unwrap();
+    }
 }
 
 #[test]

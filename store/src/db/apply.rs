@@ -48,8 +48,8 @@ impl Db {
         let content = self.content();
         let draft = Draft { header, pages, post };
         self.check_leads_to(&content, &draft)?;
-        let appended = self.append(draft, &overlay)?;
         let durability = durability.max(self.shared.options.durability);
+        let appended = self.append(draft, &overlay, durability)?;
         if durability == Durability::Full
             && let Err(error) = self.sync_log()
         {

@@ -1,5 +1,9 @@
 //! The commit path: plan a record, append it, sync it (see [`Db::sync_log`]), publish it.
 //!
+//! A record that is to be synced at once, with nothing else unsynced before it, is appended and
+//! synced in one call ([`File::write_durably_at`]) where its frame begins with a sector: where the
+//! frame before it was padded up to that. Else it is written, and synced in the next step.
+//!
 //! A transaction is committed when its record is in the log. Until it is published nobody sees it,
 //! and it can be taken back. Publishing only touches memory and cannot fail.
 
@@ -9,13 +13,13 @@ use std::sync::atomic::Ordering;
 
 use litefs_ltx::{Checksum, Encoder, Header, Pgno, Pos, Txid, page_checksum};
 
-use super::frame::{self, FrameHeader};
+use super::frame::{FrameHeader, FrameSize};
 use super::log::{Place, erase_frame};
 use super::overlay::Overlay;
 use super::published::{RecordMeta, Version};
 use super::recovery::{may_hold_record, page_offsets};
 use super::{Content, Db};
-use crate::error::IoContext;
+use crate::error::{IoContext, is_lack_of_space};
 use crate::{Durability, Error, Event, File, Result};
 
 /// Bytes written to the log at once.
@@ -146,30 +150,34 @@ impl Db {
         cut_off.fold(changed, |sum, pgno| sum.toggle(old(pgno)))
     }
 
-    /// Appends a record with the pages of `overlay` (zeros for those that were never written). On
-    /// error the log is as before.
-    pub(crate) fn append(&self, draft: Draft, overlay: &Overlay) -> Result<Appended> {
+    /// Appends a record with the pages of `overlay` (zeros for those that were never written). If
+    /// it is to be synced at once, it may be on disk already afterwards; [`Db::sync_log`] knows. On
+    /// error the log is as before, or the database read-only.
+    pub(crate) fn append(
+        &self,
+        draft: Draft,
+        overlay: &Overlay,
+        durability: Durability,
+    ) -> Result<Appended> {
         let header = &draft.header;
         let record_len = litefs_ltx::record_len(header.page_size, draft.pages.len() as u64);
-        let len = frame::frame_len(record_len);
+        let synced = durability == Durability::Full;
+        if synced {
+            self.syncs_commits.store(true, Ordering::Relaxed);
+        }
+        let size = FrameSize::new(record_len, synced);
         self.settle()?;
-        if self.log.lock().is_full(len) {
+        if self.log.lock().is_full(size) {
             self.sync_log()?;
         }
-        let place = self.log.lock().reserve(len, header.min_txid)?;
-        let mut sink = FrameSink::new(&place, record_len)?;
+        let place = self.log.lock().reserve(size, header.min_txid)?;
+        let mut sink = FrameSink::new(&place, size, synced && place.after_synced)?;
         if let Err(error) = self.write_frame(&mut sink, &draft, overlay) {
-            // Part of a frame does no harm: the next one overwrites it. (A file system that cannot
-            // reserve space may be too full to erase it.)
-            if let Err(erase) = erase_frame(&place)
-                && may_hold_record(&place.segment, place.offset)
-            {
-                self.poison(&erase);
-            }
+            self.clear_failed(&place, &sink, &error);
             return Err(error);
         }
         let pos = Pos::new(header.max_txid, draft.post);
-        self.log.lock().appended(&place, len, pos.txid);
+        self.log.lock().appended(&place, pos.txid, sink.outcome == Outcome::Durable);
         let record = RecordMeta {
             pos,
             min_txid: header.min_txid,
@@ -177,10 +185,24 @@ impl Db {
             page_size: header.page_size,
             timestamp_ms: header.timestamp_ms,
             segment: place.segment.clone(),
-            end: place.offset + len,
-            len,
+            end: place.end(),
+            len: place.len,
         };
         Ok(Appended { place, record, pages: draft.pages })
+    }
+
+    /// After a frame could not be written wholly. Part of one does no harm, as the next one
+    /// overwrites it, but all of the record may be there, with only padding missing.
+    fn clear_failed(&self, place: &Place, sink: &FrameSink, error: &Error) {
+        // Before it is erased: half an erasure may be lost with the power.
+        let may_hold_record = may_hold_record(&place.segment, place.offset);
+        let erased = erase_frame(place);
+        if sink.outcome == Outcome::Unknown {
+            self.poison(error);
+        } else if let (Err(erase), true) = (erased, may_hold_record) {
+            // A file system that cannot reserve space may be too full to erase it.
+            self.poison(&erase);
+        }
     }
 
     fn write_frame(&self, sink: &mut FrameSink, draft: &Draft, overlay: &Overlay) -> Result<()> {
@@ -282,29 +304,58 @@ fn add_growth(overlay: &Overlay, before: u32, commit: u32, pages: &mut Vec<(Pgno
     }
 }
 
+/// What is known of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// It is written, or not; a sync decides.
+    Written,
+    /// It is on disk.
+    Durable,
+    /// It may be on disk or not, whatever later syncs say.
+    Unknown,
+}
+
 /// Collects a frame and writes it with as few calls as a bound on memory allows.
 struct FrameSink<'a> {
     file: Arc<dyn File>,
     place: &'a Place,
+    padding: u32,
+    /// Whether to write it durably, if that can be done in one call.
+    durably: bool,
+    outcome: Outcome,
     buffer: Vec<u8>,
     written: u64,
 }
 
 impl<'a> FrameSink<'a> {
-    fn new(place: &'a Place, record_len: u64) -> Result<Self> {
+    fn new(place: &'a Place, size: FrameSize, durably: bool) -> Result<Self> {
         let file = place.segment.file.get().at("open", &place.segment.file.path())?;
-        let len = frame::frame_len(record_len).min(WRITE_LEN as u64 * 2) as usize;
-        let mut buffer = Vec::with_capacity(len);
-        let header = FrameHeader { record_len, synced: place.synced };
+        let mut buffer = Vec::with_capacity(place.len.min(WRITE_LEN as u64 * 2) as usize);
+        let padding = size.padding_at(place.offset);
+        let header = FrameHeader { record_len: size.record_len, padding, synced: place.synced };
         buffer.extend_from_slice(&header.encode(place.segment.header.salt));
-        Ok(Self { file, place, buffer, written: 0 })
+        let outcome = Outcome::Written;
+        Ok(Self { file, place, padding, durably, outcome, buffer, written: 0 })
     }
 
     fn finish(&mut self) -> Result<()> {
-        let len = self.written + self.buffer.len() as u64;
-        let padding = len.next_multiple_of(frame::ALIGN) - len;
-        self.buffer.extend_from_slice(&[0; frame::ALIGN as usize][..padding as usize]);
-        self.write_out().at("append to", &self.place.segment.file.path())
+        self.buffer.resize(self.buffer.len() + self.padding as usize, 0);
+        let path = self.place.segment.file.path();
+        let whole = self.written == 0;
+        if whole && self.durably && self.write_durably().at("append durably to", &path)? {
+            return Ok(());
+        }
+        self.write_out().at("append to", &path)
+    }
+
+    fn write_durably(&mut self) -> io::Result<bool> {
+        let result = self.file.write_durably_at(&self.buffer, self.place.offset);
+        match &result {
+            Ok(true) => self.outcome = Outcome::Durable,
+            Err(error) if !is_lack_of_space(error) => self.outcome = Outcome::Unknown,
+            _ => {}
+        }
+        result
     }
 
     fn write_out(&mut self) -> io::Result<()> {

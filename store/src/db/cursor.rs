@@ -148,12 +148,12 @@ impl LogCursor {
             return Err(self.db.mismatch(reason));
         }
         let mut trailer = [0; TRAILER_LEN as usize];
-        segment.read_at(&mut trailer, offset + frame.record_len - TRAILER_LEN)?;
+        segment.read_at(&mut trailer, offset + frame.record_len() - TRAILER_LEN)?;
         let post = Checksum::from_raw(super::frame::u64_at(&trailer, 0));
         Ok(LogRecord {
             segment: segment.clone(),
             offset,
-            len: frame.record_len,
+            len: frame.record_len(),
             min_txid: header.min_txid,
             pos: Pos::new(header.max_txid, post),
             timestamp_ms: header.timestamp_ms,

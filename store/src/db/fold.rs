@@ -10,6 +10,7 @@
 //! is being overwritten: it finds that page's version in the log until step 5. A crash anywhere
 //! leaves the log from the old mark on, which hides whatever the base holds of step 3.
 
+use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -19,16 +20,18 @@ use super::log::MAX_CAPACITY;
 use super::published::{StateAt, Version};
 use super::{Content, Db, sums};
 use crate::error::IoContext;
-use crate::{OpenMode, Result};
+use crate::{File, OpenMode, Result};
 
 /// Bytes written to the base at once.
 const RUN_LEN: usize = 1 << 20;
 /// Pages that leave the index under one lock.
 const BATCH: usize = 1024;
 
-/// What a spare segment is filled with, piece by piece: the kernel caches a file in pieces as large
-/// as the writes that made it, and a commit's small write would then dirty a large piece.
-const ZEROS: [u8; 4096] = [0; 4096];
+/// Bytes of a spare segment filled at once past the kernel's cache, where commits do not find them.
+const DURABLE_FILL: u64 = 256 << 10;
+/// Bytes filled at once elsewhere: the kernel caches a file in pieces as large as the writes that
+/// made it, and a commit's small write would then dirty a large piece.
+const CACHED_FILL: u64 = 4096;
 
 /// What one fold does.
 struct Plan {
@@ -133,9 +136,9 @@ impl Db {
         file.sync_data().at("sync", &path)
     }
 
-    /// Removes log segments below the mark that are too old, or would make the log too large if it
-    /// grew by `growth` bytes.
-    fn retire(&self, growth: u64) -> Result<()> {
+    /// Removes log segments below the mark that are too old, or would make the log too large with a
+    /// spare of `spare` bytes.
+    fn retire(&self, spare: u64) -> Result<()> {
         let options = &self.shared.options;
         let mark = self.content().published.read().mark;
         let base_len =
@@ -143,8 +146,8 @@ impl Db {
         let bound = options.log_size.unwrap_or_else(|| base_len.max(DEFAULT_LOG_SIZE));
         let now = self.shared.clock.now();
         let mut log = self.log.lock();
-        log.retire(mark.pos.txid, |segment, total| {
-            total + growth > bound || segment.age(now) > options.retention
+        log.retire(mark.pos.txid, spare, |segment, total| {
+            total > bound || segment.age(now) > options.retention
         })?;
         Ok(())
     }
@@ -170,10 +173,7 @@ impl Db {
         let file = self.shared.storage.open(path, OpenMode::CreateNew).at("create", path)?;
         file.allocate(capacity).at("create", path)?;
         if self.syncs_commits.load(Ordering::Relaxed) {
-            for offset in (0..capacity).step_by(ZEROS.len()) {
-                let len = ZEROS.len().min((capacity - offset) as usize);
-                file.write_all_at(&ZEROS[..len], offset).at("write", path)?;
-            }
+            fill_with_zeros(file.as_ref(), capacity).at("write", path)?;
             file.sync_data().at("sync", path)?;
         }
         Ok(())
@@ -200,6 +200,22 @@ impl Db {
 /// What a log may always take: catching up by records beats a snapshot only while they are smaller
 /// than the database, but small databases need not be that strict.
 const DEFAULT_LOG_SIZE: u64 = 64 << 20;
+
+fn fill_with_zeros(file: &dyn File, len: u64) -> io::Result<()> {
+    let zeros = vec![0; DURABLE_FILL as usize];
+    let mut offset = 0;
+    while offset < len {
+        let piece = &zeros[..DURABLE_FILL.min(len - offset) as usize];
+        if file.write_durably_at(piece, offset)? {
+            offset += piece.len() as u64;
+        } else {
+            let piece = &zeros[..CACHED_FILL.min(len - offset) as usize];
+            file.write_all_at(piece, offset)?;
+            offset += piece.len() as u64;
+        }
+    }
+    Ok(())
+}
 
 fn plan(content: &Content, target: Txid) -> Plan {
     let published = content.published.read();

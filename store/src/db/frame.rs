@@ -4,10 +4,12 @@
 //!
 //! ```text
 //! header, 64 bytes: "LTFSSEG1" | generation u64 | first txid u64 | synced txid u64 | salt u64 | 0 (16) | crc u64
-//! frame:            "LTXF" | 0 u32 | record length u64 | synced txid u64 | crc u64 | record | 0 to a multiple of 8
+//! frame:            "LTXF" | padding u32 | record length u64 | synced txid u64 | crc u64 | record | 0 (padding)
 //! ```
 //!
-//! Integers are big-endian, as in LTX. `synced txid` is the newest transaction known to be on disk
+//! Integers are big-endian, as in LTX. The padding makes a frame end at a multiple of 8 in the file,
+//! or of 512 (a sector) if it is to be synced at once: the next one can then be written past the
+//! kernel's cache, which takes whole sectors. `synced txid` is the newest transaction known to be on disk
 //! when the header or frame was written: recovery tells a lost tail from damage by it. The crc of a
 //! frame is CRC-64/GO-ISO over the segment's salt and the frame's first 24 bytes, so that frames of
 //! a file's earlier use, and frame look-alikes inside page data, do not verify. Space after the
@@ -17,7 +19,7 @@ use std::io;
 
 use litefs_ltx::{Crc64, Header, Txid};
 
-use crate::File;
+use crate::{File, SECTOR};
 
 const SEGMENT_MAGIC: &[u8; 8] = b"LTFSSEG1";
 const FRAME_MAGIC: &[u8; 4] = b"LTXF";
@@ -28,12 +30,38 @@ pub(crate) const SEGMENT_HEADER_LEN: u64 = 64;
 pub(crate) const FRAME_HEADER_LEN: u64 = 32;
 /// Bytes of a frame's header and its record's header.
 pub(crate) const HEADERS_LEN: usize = FRAME_HEADER_LEN as usize + Header::LEN;
-/// Frames begin at multiples of this.
+/// Frames begin and end at multiples of this.
 pub(crate) const ALIGN: u64 = 8;
 
-/// Bytes that a record of `record_len` bytes takes in a segment, frame header and padding included.
-pub(crate) fn frame_len(record_len: u64) -> u64 {
-    FRAME_HEADER_LEN + record_len.next_multiple_of(ALIGN)
+/// What a frame will take, wherever it comes to lie.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FrameSize {
+    /// Bytes of the record.
+    pub record_len: u64,
+    /// Where the frame's end may be: at multiples of this.
+    align: u64,
+}
+
+impl FrameSize {
+    /// Of a frame for a record of `record_len` bytes that is to be synced at once, or not.
+    pub(crate) fn new(record_len: u64, synced: bool) -> Self {
+        Self { record_len, align: if synced { SECTOR } else { ALIGN } }
+    }
+
+    /// Bytes of the frame if it begins at `offset`.
+    pub(crate) fn len_at(&self, offset: u64) -> u64 {
+        self.unpadded_end(offset).next_multiple_of(self.align) - offset
+    }
+
+    /// Bytes of the padding if the frame begins at `offset`.
+    pub(crate) fn padding_at(&self, offset: u64) -> u32 {
+        let end = self.unpadded_end(offset);
+        (end.next_multiple_of(self.align) - end) as u32 // less than a sector
+    }
+
+    fn unpadded_end(&self, offset: u64) -> u64 {
+        offset + FRAME_HEADER_LEN + self.record_len
+    }
 }
 
 /// What a segment says of itself.
@@ -87,14 +115,22 @@ impl SegmentHeader {
 pub(crate) struct FrameHeader {
     /// Bytes of the record.
     pub record_len: u64,
+    /// Bytes of the padding.
+    pub padding: u32,
     /// The newest transaction known to be on disk when the record was appended.
     pub synced: Txid,
 }
 
 impl FrameHeader {
+    /// Bytes of the frame. The record's length must have been checked: any stands in a header.
+    pub(crate) fn total_len(&self) -> u64 {
+        FRAME_HEADER_LEN + self.record_len + u64::from(self.padding)
+    }
+
     pub(crate) fn encode(&self, salt: u64) -> [u8; FRAME_HEADER_LEN as usize] {
         let mut out = [0; FRAME_HEADER_LEN as usize];
         out[..4].copy_from_slice(FRAME_MAGIC);
+        out[4..8].copy_from_slice(&self.padding.to_be_bytes());
         out[8..16].copy_from_slice(&self.record_len.to_be_bytes());
         out[16..24].copy_from_slice(&self.synced.get().to_be_bytes());
         let crc = crc(salt, &out);
@@ -105,7 +141,9 @@ impl FrameHeader {
     /// `None` if the bytes are not a frame header of the segment with this salt.
     pub(crate) fn decode(bytes: &[u8; FRAME_HEADER_LEN as usize], salt: u64) -> Option<Self> {
         let sound = &bytes[..4] == FRAME_MAGIC && crc(salt, bytes) == u64_at(bytes, 24);
-        sound.then(|| Self { record_len: u64_at(bytes, 8), synced: Txid::new(u64_at(bytes, 16)) })
+        let padding = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        let (record_len, synced) = (u64_at(bytes, 8), Txid::new(u64_at(bytes, 16)));
+        sound.then_some(Self { record_len, padding, synced })
     }
 }
 
@@ -150,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_frame_of_another_use_of_the_file_does_not_verify() {
-        let frame = FrameHeader { record_len: 120, synced: Txid::new(7) };
+        let frame = FrameHeader { record_len: 120, padding: 8, synced: Txid::new(7) };
         let bytes = frame.encode(1);
         assert_eq!(FrameHeader::decode(&bytes, 1), Some(frame));
         assert_eq!(FrameHeader::decode(&bytes, 2), None);
@@ -158,7 +196,7 @@ mod tests {
 
     #[test]
     fn any_flipped_bit_of_a_header_is_noticed() {
-        let frame = FrameHeader { record_len: 120, synced: Txid::new(7) }.encode(1);
+        let frame = FrameHeader { record_len: 120, padding: 8, synced: Txid::new(7) }.encode(1);
         let segment =
             SegmentHeader { generation: 1, first: Txid::new(8), synced: Txid::new(7), salt: 1 };
         for bit in 0..24 * 8 {
@@ -174,9 +212,25 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_is_synced_ends_with_a_sector_wherever_it_begins() {
+        for record_len in [116, 4222, 4223, 8318] {
+            for offset in (SEGMENT_HEADER_LEN..3 * SECTOR).step_by(ALIGN as usize) {
+                for (synced, align) in [(false, ALIGN), (true, SECTOR)] {
+                    let size = FrameSize::new(record_len, synced);
+                    let padding = size.padding_at(offset);
+                    let header = FrameHeader { record_len, padding, synced: Txid::ZERO };
+                    assert_eq!(header.total_len(), size.len_at(offset));
+                    assert_eq!((offset + size.len_at(offset)) % align, 0);
+                    assert!(u64::from(padding) < align);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn frames_are_found_wherever_they_are_aligned() {
         let mut bytes = vec![0xaa; 1024];
-        let frame = FrameHeader { record_len: 120, synced: Txid::new(7) };
+        let frame = FrameHeader { record_len: 120, padding: 8, synced: Txid::new(7) };
         bytes[512..544].copy_from_slice(&frame.encode(9));
         assert_eq!(find_frames(&bytes, 9).collect::<Vec<_>>(), [frame]);
         assert_eq!(find_frames(&bytes, 8).count(), 0);

@@ -49,7 +49,7 @@ impl Db {
         let overlay = Overlay::new(page_size, LOCAL_LIMIT);
         let draft = self.plan(&content, &overlay, 0, false)?;
         let draft = draft.expect("BUG: dropping a database that has pages changes it");
-        let appended = self.append(draft, &overlay)?;
+        let appended = self.append(draft, &overlay, Durability::Full)?;
         let synced = self.sync_log().and_then(|()| self.shared.gate.check(&self.name));
         if let Err(error) = synced {
             self.take_back(&appended);

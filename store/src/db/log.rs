@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use litefs_ltx::{Crc64, Txid};
 
-use super::frame::{FRAME_HEADER_LEN, SEGMENT_HEADER_LEN, SegmentHeader};
+use super::frame::{FRAME_HEADER_LEN, FrameSize, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::error::IoContext;
 use crate::filecache::CachedFile;
 use crate::shared::Shared;
@@ -97,14 +97,23 @@ pub(crate) struct Place {
     pub segment: Arc<Segment>,
     /// Where its header begins.
     pub offset: u64,
+    /// Bytes of it.
+    pub len: u64,
     /// What to state in the frame's header.
     pub synced: Txid,
+    /// True if all records before it are on disk.
+    pub after_synced: bool,
 }
 
 impl Place {
     /// Where the record's bytes begin.
     pub(crate) fn record_offset(&self) -> u64 {
         self.offset + FRAME_HEADER_LEN
+    }
+
+    /// Where the frame ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + self.len
     }
 }
 
@@ -193,12 +202,12 @@ impl Log {
             + self.spare.unwrap_or(0)
     }
 
-    /// Finds a place for a frame of `len` bytes that begins with transaction `first`; begins a new
-    /// segment if need be, for which all before it must be on disk. On error the log is as before.
-    pub(crate) fn reserve(&mut self, len: u64, first: Txid) -> Result<Place> {
+    /// Finds a place for a frame that begins with transaction `first`; begins a new segment if need
+    /// be, for which all before it must be on disk. On error the log is as before.
+    pub(crate) fn reserve(&mut self, size: FrameSize, first: Txid) -> Result<Place> {
         debug_assert_eq!(first, self.last.next(), "transactions follow each other");
-        if let (Some(tail), false) = (self.segments.back(), self.is_full(len)) {
-            return Ok(Place { segment: tail.clone(), offset: tail.end(), synced: self.synced });
+        if let (Some(tail), false) = (self.segments.back(), self.is_full(size)) {
+            return Ok(self.place(tail.clone(), size));
         }
         debug_assert_eq!(self.synced, self.last, "a segment is synced before the next is begun");
         if let Some(empty) = self.segments.back().filter(|tail| tail.header.first == first) {
@@ -209,16 +218,26 @@ impl Log {
             self.segments.pop_back();
             self.tail_open = false;
         }
-        let segment = Arc::new(self.begin_segment(len + SEGMENT_HEADER_LEN, first)?);
+        let least = SEGMENT_HEADER_LEN + size.len_at(SEGMENT_HEADER_LEN);
+        let segment = Arc::new(self.begin_segment(least, first)?);
         self.segments.push_back(segment.clone());
         self.tail_open = true;
-        Ok(Place { segment, offset: SEGMENT_HEADER_LEN, synced: self.synced })
+        Ok(self.place(segment, size))
     }
 
-    /// Takes note of a frame that has been written at `place`.
-    pub(crate) fn appended(&mut self, place: &Place, len: u64, last: Txid) {
-        place.segment.set_end(place.offset + len, last);
+    fn place(&self, segment: Arc<Segment>, size: FrameSize) -> Place {
+        let offset = segment.end();
+        let after_synced = self.synced == self.last;
+        Place { segment, offset, len: size.len_at(offset), synced: self.synced, after_synced }
+    }
+
+    /// Takes note of a frame that has been written at `place`, and is on disk if `durable`.
+    pub(crate) fn appended(&mut self, place: &Place, last: Txid, durable: bool) {
+        place.segment.set_end(place.end(), last);
         self.last = last;
+        if durable {
+            self.synced = last;
+        }
     }
 
     /// Takes the newest frame, which nobody has seen yet, off the end again, durably.
@@ -251,9 +270,11 @@ impl Log {
         }
     }
 
-    /// True if a frame of `len` bytes needs a new segment.
-    pub(crate) fn is_full(&self, len: u64) -> bool {
-        let fits = |tail: &Arc<Segment>| self.tail_open && tail.end() + len <= tail.capacity();
+    /// True if a frame needs a new segment.
+    pub(crate) fn is_full(&self, size: FrameSize) -> bool {
+        let fits = |tail: &Arc<Segment>| {
+            self.tail_open && tail.end() + size.len_at(tail.end()) <= tail.capacity()
+        };
         !self.segments.back().is_some_and(fits)
     }
 
@@ -344,16 +365,18 @@ impl Log {
         self.spare = Some(capacity);
     }
 
-    /// Removes the oldest segments for as long as `expendable` says so; never the last one, and
-    /// none that holds a transaction after `keep_from`. Returns how many went.
+    /// Removes the oldest segments for as long as `expendable` says so of them and of the bytes of
+    /// the log, with a spare of at least `spare` bytes, which the first one to go may become; never
+    /// the last one, and none that holds a transaction after `keep_from`. Returns how many went.
     pub(crate) fn retire(
         &mut self,
         keep_from: Txid,
+        spare: u64,
         mut expendable: impl FnMut(&Segment, u64) -> bool,
     ) -> Result<usize> {
         let mut retired = 0;
         while self.segments.len() > 1 {
-            let total = self.bytes();
+            let total = self.bytes() + spare.saturating_sub(self.spare.unwrap_or(0));
             let oldest = &self.segments[0];
             if oldest.last() > keep_from || !expendable(oldest, total) {
                 break;

@@ -253,10 +253,10 @@ impl Scan {
             }
             let end = offset + frame.total_len();
             if end > segment.capacity() {
-                return Ok((offset, format!("a record of {} bytes", frame.record_len)));
+                return Ok((offset, format!("a record of {} bytes", frame.record_len())));
             }
             if frame.header.max_txid > self.published.mark.pos.txid
-                && let Err(reason) = self.read_record(&segment, offset, frame.record_len)?
+                && let Err(reason) = self.read_record(&segment, offset, &frame)?
             {
                 return Ok((offset, reason));
             }
@@ -270,10 +270,10 @@ impl Scan {
         &mut self,
         segment: &Arc<Segment>,
         offset: u64,
-        len: u64,
+        frame: &FrameAt,
     ) -> Result<Result<(), String>, Failure> {
         let record_offset = offset + FRAME_HEADER_LEN;
-        let source = SegmentReader::new(segment, record_offset, len);
+        let source = SegmentReader::new(segment, record_offset, frame.record_len());
         let (header, pages, post) = match decode(source) {
             Ok(decoded) => decoded,
             Err(litefs_ltx::Error::Io(source)) => {
@@ -297,8 +297,8 @@ impl Scan {
             page_size: header.page_size,
             timestamp_ms: header.timestamp_ms,
             segment: segment.clone(),
-            end: offset + frame::frame_len(len),
-            len: frame::frame_len(len),
+            end: offset + frame.total_len(),
+            len: frame.total_len(),
         };
         let at = page_offsets(record_offset, header.page_size);
         let versions = pages.into_iter().zip(at).map(|((pgno, sum), offset)| {
@@ -357,14 +357,19 @@ fn look_behind(segment: &Segment, offset: u64) -> Result<(Txid, bool), Failure> 
 
 /// A frame's header and its record's header.
 pub(crate) struct FrameAt {
-    pub record_len: u64,
+    frame: FrameHeader,
     pub header: Header,
 }
 
 impl FrameAt {
+    /// Bytes of the record.
+    pub(crate) fn record_len(&self) -> u64 {
+        self.frame.record_len
+    }
+
     /// Bytes of the frame.
     pub(crate) fn total_len(&self) -> u64 {
-        frame::frame_len(self.record_len)
+        self.frame.total_len()
     }
 }
 
@@ -382,14 +387,14 @@ pub(crate) fn read_headers(segment: &Segment, offset: u64) -> Result<Option<Fram
     let Ok(header) = Header::decode(header) else { return Ok(None) };
     // A length that no file has would overflow what is computed from it.
     let sane = frame.record_len <= segment.capacity();
-    Ok(sane.then_some(FrameAt { record_len: frame.record_len, header }))
+    Ok(sane.then_some(FrameAt { frame, header }))
 }
 
 /// False if no scan could take what lies at `offset` for a record.
 pub(crate) fn may_hold_record(segment: &Segment, offset: u64) -> bool {
     match read_headers(segment, offset) {
         Ok(Some(frame)) => {
-            let record = SegmentReader::new(segment, offset + FRAME_HEADER_LEN, frame.record_len);
+            let record = SegmentReader::new(segment, offset + FRAME_HEADER_LEN, frame.record_len());
             matches!(decode(record), Ok(_) | Err(litefs_ltx::Error::Io(_)))
         }
         Ok(None) => false,

@@ -1,7 +1,6 @@
 //! The one writer of a database.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use litefs_ltx::{PageSize, Pgno, Pos};
 
@@ -95,13 +94,15 @@ impl Writer {
         self.overlay.as_ref().is_none_or(Overlay::is_empty) && self.prepared.is_none()
     }
 
-    /// First step of a commit: appends the record of a database of `commit` pages to the log.
+    /// First step of a commit: appends the record of a database of `commit` pages to the log, where
+    /// one that [`sync`](Self::sync) is to sync may be on disk at once.
     /// Pages whose content did not change are left out; if nothing changed there is no record.
     /// With `elide_counters`, page 1 is left out too if only its bytes 24..28 and 92..100 differ.
     /// If it was prepared before, that record is taken back first.
     ///
     /// # Errors
-    /// `ReadOnly`, `Full`, `Io`: the log is as before, and the caller rolls back.
+    /// `ReadOnly`, `Full`, `Io`: the log is as before, or the database is read-only from now on,
+    /// and the caller rolls back.
     pub fn prepare(
         &mut self,
         commit: u32,
@@ -118,7 +119,7 @@ impl Writer {
             return Err(Error::ReadOnly { db: self.db.name.clone(), reason });
         }
         let overlay = self.overlay.as_ref().expect("BUG: a plan is made of an overlay");
-        let appended = self.db.append(draft, overlay);
+        let appended = self.db.append(draft, overlay, durability);
         let appended = appended.inspect_err(|_| self.db.token.end_commit(self.token))?;
         self.prepared = Some((appended, durability));
         Ok(())
@@ -145,7 +146,6 @@ impl Writer {
     /// right to commit ended meanwhile.
     pub fn sync(&mut self) -> Result<()> {
         if matches!(self.prepared, Some((_, Durability::Full))) {
-            self.db.syncs_commits.store(true, Ordering::Relaxed);
             self.db.sync_log()?;
         }
         match self.prepared {

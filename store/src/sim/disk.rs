@@ -15,7 +15,7 @@ use super::image::{ImageBuilder, ImageKind};
 use super::rng::Rng;
 use super::state::State;
 use super::volume::{Change, EntryOp, Ino, Node, Op, Place, Volume, names};
-use crate::storage::{DirLock, File, LOCK_FILE, OpenMode, Storage, locked_error};
+use crate::storage::{DirLock, File, LOCK_FILE, OpenMode, SECTOR, Storage, locked_error};
 
 /// No file may grow longer than this (64 GiB): the list of blocks is in memory.
 const MAX_LEN: u64 = 64 << 30;
@@ -44,6 +44,9 @@ struct Inner {
     /// False if `allocate` only extends files.
     reserves: bool,
     used_blocks: u64,
+    /// False if `write_durably_at` is refused.
+    writes_durably: bool,
+    durable_writes: u64,
     faults: Faults,
     rng: Rng,
 }
@@ -73,6 +76,8 @@ impl SimDisk {
             locked: BTreeSet::new(),
             capacity_blocks: None,
             reserves: true,
+            writes_durably: true,
+            durable_writes: 0,
             faults: Faults::default(),
             rng: Rng::new(0),
         };
@@ -130,6 +135,16 @@ impl SimDisk {
     /// writing there can fail for lack of space.
     pub fn set_reserves(&self, reserves: bool) {
         self.shared.lock().reserves = reserves;
+    }
+
+    /// Whether [`File::write_durably_at`] works (at first, yes).
+    pub fn set_writes_durably(&self, works: bool) {
+        self.shared.lock().writes_durably = works;
+    }
+
+    /// How many calls of [`File::write_durably_at`] have written something durably.
+    pub fn durable_writes(&self) -> u64 {
+        self.shared.lock().durable_writes
     }
 
     /// The space that files occupy, in bytes, with removed files that are still open.
@@ -395,6 +410,26 @@ impl Inner {
         }
     }
 
+    /// A write, and a sync of it alone: a crash can come between the two, and each can fail.
+    fn write_durably(&mut self, ino: Ino, bytes: &[u8], offset: u64) -> io::Result<bool> {
+        let aligned = (bytes.len() as u64 | offset).is_multiple_of(SECTOR);
+        if !self.writes_durably || !aligned || bytes.is_empty() {
+            return Ok(false);
+        }
+        let before = self.log.len();
+        let written = self.write(ino, bytes, offset);
+        if written.is_err() {
+            if self.log.len() > before {
+                self.log.push(Op::SyncLast(ino, false));
+            }
+            return written.map(|()| true);
+        }
+        let fault = self.file_fault(CallKind::SyncData, ino);
+        self.log.push(Op::SyncLast(ino, fault.is_none()));
+        self.durable_writes += u64::from(fault.is_none());
+        fault.map_or(Ok(true), |error| Err(error.to_io()))
+    }
+
     fn allocate(&mut self, ino: Ino, len: u64) -> io::Result<()> {
         check_end(Some(len))?;
         self.file_call(CallKind::Allocate, ino)?;
@@ -472,6 +507,10 @@ impl File for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.shared.lock().sync_data(self.ino)
+    }
+
+    fn write_durably_at(&self, buf: &[u8], offset: u64) -> io::Result<bool> {
+        self.writable()?.write_durably(self.ino, buf, offset)
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {

@@ -7,9 +7,7 @@ use super::disk::SimDisk;
 use super::rng::Rng;
 use super::state::{Pending, State, Status};
 use super::volume::{Change, EntryOp, Ino, Op, Volume};
-
-/// The unit in which a device writes: 512 bytes.
-const SECTOR: u64 = 512;
+use crate::SECTOR;
 
 /// What happened to the operations that no sync had covered. The fault model is described in [the
 /// module](super).
@@ -104,6 +102,7 @@ impl ImageBuilder {
                 format!("allocate {len} bytes of {}", path(ino))
             }
             Op::SyncData(ino, ok) => format!("sync {}{}", path(ino), result(ok)),
+            Op::SyncLast(ino, ok) => format!("sync that write to {}{}", path(ino), result(ok)),
             Op::SyncDir(ino, ok) => format!("sync directory {}{}", path(ino), result(ok)),
             Op::Entry(EntryOp::CreateFile((dir, name), _)) => {
                 format!("create {name} in {}", path(dir))

@@ -36,6 +36,9 @@
 //! * The removal of a directory is a sequence of removals, of the files in it first; a crash can
 //!   come between.
 //!
+//! A durable write (`write_durably_at`) is a write and a sync of it alone: a crash can come between
+//! the two, and each can fail. What failed is in doubt like what a failed sync should have covered.
+//!
 //! After a failed sync, what it should have covered stays visible to the running process but is in
 //! doubt for ever: it may survive or not, whatever later syncs say (Linux marks the pages clean).
 //! The process keeps reading the new bytes; that the kernel may drop them from its cache and show

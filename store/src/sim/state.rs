@@ -61,14 +61,17 @@ impl State {
                 self.durable.declare(entry);
                 self.entries.push(Pending { op: entry.clone(), status: Status::Unsynced });
             }
-            Op::SyncData(ino, ok) => self.sync_data(*ino, *ok),
+            Op::SyncData(ino, ok) => self.sync_data(*ino, *ok, usize::MAX),
+            Op::SyncLast(ino, ok) => self.sync_data(*ino, *ok, 1),
             Op::SyncDir(dir, ok) => self.sync_dir(*dir, *ok),
         }
     }
 
-    fn sync_data(&mut self, ino: Ino, ok: bool) {
+    /// Syncs up to `most` of a file's changes, from the last one back.
+    fn sync_data(&mut self, ino: Ino, ok: bool, most: usize) {
         let Some(list) = self.data.get_mut(&ino) else { return };
-        for pending in list.iter_mut().filter(|p| p.status == Status::Unsynced) {
+        let newest = list.iter_mut().rev().take(most);
+        for pending in newest.filter(|p| p.status == Status::Unsynced) {
             pending.status = if ok { Status::Synced } else { Status::Doubtful };
         }
         let synced = list.iter().take_while(|p| p.status.is_durable()).count();

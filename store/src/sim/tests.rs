@@ -317,6 +317,23 @@ fn one_seed_gives_one_image_and_seeds_differ() {
 }
 
 #[test]
+fn a_durable_write_is_durable_and_nothing_else_becomes_so() {
+    let (disk, file) = disk_with(&[0; 1536]);
+    file.write_all_at(&[1; 512], 0).unwrap();
+    assert!(file.write_durably_at(&[2; 512], 512).unwrap());
+    let expected = |first| Some([[first; 512], [2; 512], [0; 512]].concat());
+    assert_eq!(after(&disk, ImageKind::DropUnsynced, "/d/f"), expected(0));
+    assert_eq!(outcomes(&disk, subset, "/d/f"), [expected(0), expected(1)].into());
+    disk.inject(Fault::once(1, FaultError::FailedSync));
+    file.write_durably_at(&[3; 512], 512).unwrap_err();
+    file.sync_data().unwrap();
+    assert_eq!(after(&disk, ImageKind::DropUnsynced, "/d/f"), expected(1), "in doubt for ever");
+    disk.set_writes_durably(false);
+    assert!(!file.write_durably_at(&[4; 512], 0).unwrap());
+    assert_eq!(after(&disk, ImageKind::DropUnsynced, "/d/f"), expected(1));
+}
+
+#[test]
 fn a_process_crash_makes_nothing_durable() {
     let (disk, file) = disk_with(b"old");
     file.write_all_at(b"new", 0).unwrap();

@@ -28,6 +28,8 @@ pub(super) enum Op {
     Entry(EntryOp),
     /// A sync of a file; false if it failed.
     SyncData(Ino, bool),
+    /// A sync of a file's last change alone; false if it failed.
+    SyncLast(Ino, bool),
     /// A sync of a directory; false if it failed.
     SyncDir(Ino, bool),
 }
