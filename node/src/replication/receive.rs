@@ -24,7 +24,7 @@ use super::MAX_DATABASES;
 use super::pipe::{self, CHUNK, ChunkSender};
 use super::replica::{Upstream, must_preserve};
 use super::standing::is_newest_foreign;
-use super::wire::{self, Close, Reason, RecordKind, STREAM_FRAME_LEN, StreamFrame};
+use super::wire::{self, Close, Reason, RecordKind, STREAM_FRAME_LEN, StreamFrame, StreamReset};
 
 /// Records up to this length are read into memory before they are applied.
 const SMALL: u64 = 1 << 20;
@@ -92,8 +92,8 @@ struct Lane {
 enum Leave {
     /// It ended in order, or was halted, or the connection is gone.
     Quietly,
-    /// The primary reset it: it will stream again when the database is offered.
-    Reset,
+    /// The primary reset it.
+    Reset(StreamReset),
     /// The primary is at fault.
     Blame(Close),
     /// This node cannot apply now; true if only a snapshot can help.
@@ -387,10 +387,11 @@ impl Receiver {
         let now = self.epoch_start.elapsed();
         let mut upstream = self.upstream.lock();
         match (leave, db) {
-            (Leave::Quietly, _) | (Leave::Reset | Leave::Trouble(..) | Leave::NoSpool(_), None) => {
+            (Leave::Quietly, _)
+            | (Leave::Reset(_) | Leave::Trouble(..) | Leave::NoSpool(_), None) => {
                 return;
             }
-            (Leave::Reset, Some(db)) => upstream.handle_reoffer(now, db, false),
+            (Leave::Reset(reset), Some(db)) => upstream.handle_reset(now, db, reset),
             (Leave::Blame(close), _) => upstream.handle_end(close),
             (Leave::Trouble(error, snapshot), Some(db)) => {
                 if error.kind() == ErrorKind::Closed {
@@ -455,7 +456,9 @@ fn broken(error: ReadExactError) -> Leave {
         ReadExactError::FinishedEarly(_) => {
             Leave::Blame(Close::new(Reason::BadProtocol, "a stream ended within a frame"))
         }
-        ReadExactError::ReadError(quinn::ReadError::Reset(_)) => Leave::Reset,
+        ReadExactError::ReadError(quinn::ReadError::Reset(code)) => {
+            Leave::Reset(StreamReset::from_code(code.into_inner()))
+        }
         ReadExactError::ReadError(_) => Leave::Quietly,
     }
 }

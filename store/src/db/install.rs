@@ -142,9 +142,7 @@ impl<'a> Installation<'a> {
         db.log.lock().restart(mark.generation, pos.txid);
         let mut published = Published::of_base(mark, std::mem::take(&mut self.sums));
         published.timestamp_ms = timestamp_ms;
-        let content = Arc::new(Content::new(&db.shared, &db.dir, published));
-        *db.content.write() = content;
-        db.recovered_health();
+        db.serve_installed(Content::new(&db.shared, &db.dir, published));
         db.announce_move();
         db.shared.emit(&Event::Position {
             db: db.name.clone(),
