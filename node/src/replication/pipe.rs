@@ -24,7 +24,10 @@ pub type ChunkReceiver = mpsc::Receiver<Bytes>;
 /// A pipe into a blocking reader.
 pub fn into_reader() -> (BatchSender, PipeReader) {
     let (sender, receiver) = mpsc::channel(DEPTH);
-    (sender, PipeReader { receiver, rest: Batch::new().into_iter(), current: Bytes::new(), taken: 0 })
+    (
+        sender,
+        PipeReader { receiver, rest: Batch::new().into_iter(), current: Bytes::new(), taken: 0 },
+    )
 }
 
 /// A pipe out of a blocking writer.
