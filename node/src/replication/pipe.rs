@@ -8,8 +8,8 @@ use std::io::{self, Read, Write};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-/// Bytes in a chunk, or in a batch of pieces. Each wakes a thread, which on a virtual machine costs
-/// as much as the encryption of ten thousand bytes.
+/// Bytes in a chunk, or in a batch of pieces. Each wakes a thread: packet by packet, that took longer
+/// than all the rest.
 pub const CHUNK: usize = 256 * 1024;
 /// Chunks or batches in a pipe.
 const DEPTH: usize = 2;
