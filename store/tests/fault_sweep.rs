@@ -279,6 +279,29 @@ fn a_durable_write_that_fails_makes_the_database_read_only_unless_space_is_missi
     }
 }
 
+/// A large installation is synced while it is written; what that loses, the sync at the end does not
+/// know of.
+#[test]
+fn an_installation_whose_early_sync_failed_is_not_installed() {
+    let disk = SimDisk::new();
+    let mut driver = Driver::new(disk.clone(), &["a"], 1 << 20);
+    commit(&mut driver, 0, &mut Rng::new(5)).unwrap();
+    let a = driver.dbs[0].db.clone();
+    let before = a.pos();
+    // As long as 72 MiB, with pages of 64 KiB.
+    let mut file = vec![0; 72 << 20];
+    file[..16].copy_from_slice(b"SQLite format 3\0");
+    file[16..18].copy_from_slice(&1u16.to_be_bytes());
+    disk.inject(Fault::once(1, FaultError::FailedSync).on(CallKind::SyncData).at("a/base.new"));
+    let error = a.import(&mut file.as_slice()).unwrap_err();
+    assert_eq!((disk.faults_fired(), error.kind()), (1, ErrorKind::Io), "{error}");
+    assert!(error.to_string().contains("cannot sync /data/dbs/a/base.new"), "{error}");
+    assert_eq!((a.pos(), a.quarantined()), (before, None));
+    driver.check().unwrap();
+    a.import(&mut file.as_slice()).unwrap();
+    assert_eq!(a.pos().txid, before.txid.next());
+}
+
 #[test]
 fn a_failed_sync_of_the_log_makes_one_database_read_only_until_it_is_reopened() {
     let disk = SimDisk::new();

@@ -433,9 +433,10 @@ impl Link<'_> {
             .map(|db| Offer {
                 db: db.name().clone(),
                 pos: db.pos(),
-                snapshot: db.quarantined().is_some(),
+                snapshot: store.is_damaged(db.name()),
             })
             .collect();
+        self.driver.upstream.lock().handle_offered(&kept);
         for offers in kept.chunks(OFFER_BATCH) {
             self.control.push_to_primary(&FromReplica::Offers(offers.to_vec()));
         }
@@ -445,11 +446,14 @@ impl Link<'_> {
 
     /// A damaged database needs a snapshot.
     fn halt_damaged(&mut self, db: DbName) {
+        if self.driver.upstream.lock().awaits_snapshot(&db) {
+            return;
+        }
         let (receiver, upstream) = (self.receiver.clone(), self.driver.upstream.clone());
         let (wake, epoch_start) = (self.driver.wake.clone(), self.driver.epoch_start);
         self.tasks.spawn(async move {
             let _halted = receiver.halt(&db).await;
-            upstream.lock().handle_trouble(epoch_start.elapsed(), &db, true);
+            upstream.lock().handle_trouble(epoch_start.elapsed(), &db, false);
             wake.notify_one();
         });
     }
@@ -509,6 +513,10 @@ impl Local for Store {
 
     fn positions(&self, db: &DbName) -> (Pos, Pos) {
         self.database(db).map(|db| (db.pos(), db.synced_pos())).unwrap_or_default()
+    }
+
+    fn is_damaged(&self, db: &DbName) -> bool {
+        self.database(db).is_some_and(|db| db.quarantined().is_some())
     }
 }
 

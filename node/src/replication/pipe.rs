@@ -1,6 +1,6 @@
 //! Bounded pipes between the async streams and the store's blocking readers and writers.
 //!
-//! A pipe holds at most [`DEPTH`] chunks, so a slow network holds back the store's writer, and a
+//! A pipe holds at most [`DEPTH`] batches of about [`CHUNK`] bytes, so a slow network holds back the store's writer, and a
 //! slow disk the network, without memory growing.
 
 use std::io::{self, Read, Write};
@@ -8,20 +8,26 @@ use std::io::{self, Read, Write};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-/// Bytes in a chunk.
+/// Bytes in a chunk, or in a batch of pieces. Each wakes a thread: packet by packet, that took longer
+/// than all the rest.
 pub const CHUNK: usize = 256 * 1024;
-/// Chunks in a pipe.
+/// Chunks or batches in a pipe.
 const DEPTH: usize = 2;
 
-/// The async end that gives chunks to a [`PipeReader`]; dropping it is the end of the bytes.
-pub type ChunkSender = mpsc::Sender<Bytes>;
+/// Bytes in the pieces in which they came; at most [`CHUNK`] of them.
+pub type Batch = Vec<Bytes>;
+/// The async end that gives batches to a [`PipeReader`]; dropping it is the end of the bytes.
+pub type BatchSender = mpsc::Sender<Batch>;
 /// The async end that takes chunks from a [`PipeWriter`].
 pub type ChunkReceiver = mpsc::Receiver<Bytes>;
 
 /// A pipe into a blocking reader.
-pub fn into_reader() -> (ChunkSender, PipeReader) {
+pub fn into_reader() -> (BatchSender, PipeReader) {
     let (sender, receiver) = mpsc::channel(DEPTH);
-    (sender, PipeReader { receiver, current: Bytes::new(), taken: 0 })
+    (
+        sender,
+        PipeReader { receiver, rest: Batch::new().into_iter(), current: Bytes::new(), taken: 0 },
+    )
 }
 
 /// A pipe out of a blocking writer.
@@ -30,9 +36,10 @@ pub fn out_of_writer() -> (PipeWriter, ChunkReceiver) {
     (PipeWriter { sender, current: Vec::new() }, receiver)
 }
 
-/// Reads chunks in a blocking thread.
+/// Reads batches in a blocking thread.
 pub struct PipeReader {
-    receiver: mpsc::Receiver<Bytes>,
+    receiver: mpsc::Receiver<Batch>,
+    rest: std::vec::IntoIter<Bytes>,
     current: Bytes,
     taken: u64,
 }
@@ -47,9 +54,12 @@ impl PipeReader {
 impl Read for PipeReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.current.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(chunk) => self.current = chunk,
-                None => return Ok(0),
+            match self.rest.next() {
+                Some(piece) => self.current = piece,
+                None => match self.receiver.blocking_recv() {
+                    Some(batch) => self.rest = batch.into_iter(),
+                    None => return Ok(0),
+                },
             }
         }
         let n = buf.len().min(self.current.len());
@@ -121,7 +131,8 @@ mod tests {
         });
         while let Some(chunk) = receiver.recv().await {
             assert!(!chunk.is_empty() && chunk.len() <= CHUNK);
-            sender.send(chunk).await.unwrap();
+            let (head, tail) = (chunk.slice(..chunk.len() / 3), chunk.slice(chunk.len() / 3..));
+            sender.send(vec![head, Bytes::new(), tail]).await.unwrap();
         }
         drop(sender);
         writing.await.unwrap().unwrap();

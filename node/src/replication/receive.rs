@@ -14,17 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
 use litefs_store::{Database, DbName, Durability, Error, ErrorKind, Pos, Store};
 use parking_lot::Mutex;
 use quinn::{ReadExactError, RecvStream};
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::MAX_DATABASES;
-use super::pipe::{self, CHUNK, ChunkSender};
+use super::pipe::{self, Batch, BatchSender, CHUNK};
 use super::replica::{Upstream, must_preserve};
 use super::standing::is_newest_foreign;
-use super::wire::{self, Close, Reason, RecordKind, STREAM_FRAME_LEN, StreamFrame};
+use super::wire::{self, Close, Reason, RecordKind, STREAM_FRAME_LEN, StreamFrame, StreamReset};
 
 /// Records up to this length are read into memory before they are applied.
 const SMALL: u64 = 1 << 20;
@@ -92,8 +91,8 @@ struct Lane {
 enum Leave {
     /// It ended in order, or was halted, or the connection is gone.
     Quietly,
-    /// The primary reset it: it will stream again when the database is offered.
-    Reset,
+    /// The primary reset it.
+    Reset(StreamReset),
     /// The primary is at fault.
     Blame(Close),
     /// This node cannot apply now; true if only a snapshot can help.
@@ -302,7 +301,7 @@ impl Receiver {
         frame: StreamFrame,
         permit: OwnedSemaphorePermit,
     ) -> Result<Result<Pos, Error>, Leave> {
-        let (chunks, mut reader) = pipe::into_reader();
+        let (batches, mut reader) = pipe::into_reader();
         let target = db.clone();
         let applying = tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -310,7 +309,7 @@ impl Receiver {
             (applied, reader.taken())
         });
         // If the stream breaks off, so does the record for its reader, which then refuses it.
-        let passed = self.pass_on(stream, frame.len, chunks).await;
+        let passed = self.pass_on(stream, frame.len, batches).await;
         let (applied, taken) = applying.await.map_err(|_| Leave::Quietly)?;
         passed?;
         if applied.is_ok() && taken != frame.len {
@@ -331,9 +330,9 @@ impl Receiver {
         let mut spool = spool.map_err(Leave::NoSpool)?;
         let mut left = frame.len;
         while left > 0 {
-            let chunk = self.next_chunk(stream, left).await?;
-            left -= chunk.len() as u64;
-            tokio::task::block_in_place(|| spool.write_all(&chunk)).map_err(Leave::NoSpool)?;
+            let batch = self.next_batch(stream, &mut left).await?;
+            let write = || batch.iter().try_for_each(|piece| spool.write_all(piece));
+            tokio::task::block_in_place(write).map_err(Leave::NoSpool)?;
         }
         let (permit, target) = (self.applier().await?, db.clone());
         let applying = tokio::task::spawn_blocking(move || {
@@ -348,26 +347,33 @@ impl Receiver {
         &self,
         stream: &mut RecvStream,
         len: u64,
-        chunks: ChunkSender,
+        batches: BatchSender,
     ) -> Result<(), Leave> {
         let mut left = len;
         while left > 0 {
-            let chunk = self.next_chunk(stream, left).await?;
-            left -= chunk.len() as u64;
-            if chunks.send(chunk).await.is_err() {
+            let batch = self.next_batch(stream, &mut left).await?;
+            if batches.send(batch).await.is_err() {
                 break;
             }
         }
         Ok(())
     }
 
-    /// The next bytes of a record of which `left` are missing.
-    async fn next_chunk(&self, stream: &mut RecvStream, left: u64) -> Result<Bytes, Leave> {
-        let read = stream.read_chunk(left.min(CHUNK as u64) as usize, true).await;
-        let read = read.map_err(|error| broken(ReadExactError::ReadError(error)))?;
-        let chunk = read.ok_or_else(|| broken(ReadExactError::FinishedEarly(0)))?.bytes;
-        self.note_alive();
-        Ok(chunk)
+    /// The next bytes of a record of which `left` are missing. A full batch, unless it is the last:
+    /// what comes from the network is a packet at a time.
+    async fn next_batch(&self, stream: &mut RecvStream, left: &mut u64) -> Result<Batch, Leave> {
+        let mut batch = Batch::new();
+        let mut wanted = (*left).min(CHUNK as u64) as usize;
+        *left -= wanted as u64;
+        while wanted > 0 {
+            let read = stream.read_chunk(wanted, true).await;
+            let read = read.map_err(|error| broken(ReadExactError::ReadError(error)))?;
+            let piece = read.ok_or_else(|| broken(ReadExactError::FinishedEarly(0)))?.bytes;
+            self.note_alive();
+            wanted -= piece.len();
+            batch.push(piece);
+        }
+        Ok(batch)
     }
 
     async fn applier(&self) -> Result<OwnedSemaphorePermit, Leave> {
@@ -387,10 +393,11 @@ impl Receiver {
         let now = self.epoch_start.elapsed();
         let mut upstream = self.upstream.lock();
         match (leave, db) {
-            (Leave::Quietly, _) | (Leave::Reset | Leave::Trouble(..) | Leave::NoSpool(_), None) => {
+            (Leave::Quietly, _)
+            | (Leave::Reset(_) | Leave::Trouble(..) | Leave::NoSpool(_), None) => {
                 return;
             }
-            (Leave::Reset, Some(db)) => upstream.handle_reoffer(now, db, false),
+            (Leave::Reset(reset), Some(db)) => upstream.handle_reset(now, db, reset),
             (Leave::Blame(close), _) => upstream.handle_end(close),
             (Leave::Trouble(error, snapshot), Some(db)) => {
                 if error.kind() == ErrorKind::Closed {
@@ -455,7 +462,9 @@ fn broken(error: ReadExactError) -> Leave {
         ReadExactError::FinishedEarly(_) => {
             Leave::Blame(Close::new(Reason::BadProtocol, "a stream ended within a frame"))
         }
-        ReadExactError::ReadError(quinn::ReadError::Reset(_)) => Leave::Reset,
+        ReadExactError::ReadError(quinn::ReadError::Reset(code)) => {
+            Leave::Reset(StreamReset::from_code(code.into_inner()))
+        }
         ReadExactError::ReadError(_) => Leave::Quietly,
     }
 }

@@ -19,7 +19,9 @@ use std::time::Duration;
 use litefs_store::{DbName, Pos};
 
 use super::primary::{old_epoch, same_node, wrong_cluster};
-use super::wire::{Ack, Close, FromPrimary, FromReplica, Hello, Offer, Reason, Welcome};
+use super::wire::{
+    Ack, Close, FromPrimary, FromReplica, Hello, Offer, Reason, StreamReset, Welcome,
+};
 use super::{GREETING_TIMEOUT, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, MAX_DATABASES};
 
 /// A dial that takes longer has failed.
@@ -43,6 +45,8 @@ pub trait Local {
     fn epoch(&self) -> u64;
     /// A database's position and the part of it that is on disk; zero if it does not exist.
     fn positions(&self, db: &DbName) -> (Pos, Pos);
+    /// True if the database is of no use until a snapshot replaces it.
+    fn is_damaged(&self, db: &DbName) -> bool;
 }
 
 /// What the driver does next on a live connection.
@@ -111,6 +115,8 @@ pub struct Upstream {
     /// Databases acknowledged as applied, but not yet as being on disk.
     unsynced: HashSet<DbName>,
     reoffers: BTreeMap<DbName, Reoffer>,
+    /// Databases for which a snapshot was asked that has not come yet.
+    awaited: HashSet<DbName>,
     troubles: HashMap<DbName, u32>,
     lag: Option<LagWord>,
     primary_wall_ms: Option<i64>,
@@ -138,6 +144,7 @@ impl Upstream {
             moved: BTreeSet::new(),
             unsynced: HashSet::new(),
             reoffers: BTreeMap::new(),
+            awaited: HashSet::new(),
             troubles: HashMap::new(),
             lag: None,
             primary_wall_ms: None,
@@ -190,6 +197,7 @@ impl Upstream {
         self.moved.clear();
         self.unsynced.clear();
         self.reoffers.clear();
+        self.awaited.clear();
     }
 
     /// A message came on the control stream.
@@ -235,17 +243,43 @@ impl Upstream {
         }
     }
 
+    /// These databases are being offered.
+    pub fn handle_offered(&mut self, offers: &[Offer]) {
+        for offer in offers {
+            self.reoffers.remove(&offer.db);
+            if offer.snapshot {
+                self.awaited.insert(offer.db.clone());
+            }
+        }
+    }
+
     /// A record or snapshot of this database was applied.
     pub fn handle_applied(&mut self, db: &DbName) {
         self.moved.insert(db.clone());
-        if !self.troubles.is_empty() {
-            self.troubles.remove(db);
-        }
+        self.troubles.remove(db);
+        self.awaited.remove(db);
+        // It was for a stream that was left; an older offer is being answered.
+        self.reoffers.remove(db);
+    }
+
+    /// True if a snapshot of this database has been asked for and is still to come: it replaces
+    /// whatever is here.
+    pub fn awaits_snapshot(&self, db: &DbName) -> bool {
+        self.awaited.contains(db)
     }
 
     /// This database's stream has been stopped on purpose; offer it again at once.
     pub fn handle_reoffer(&mut self, now: Duration, db: &DbName, snapshot: bool) {
-        self.reoffers.insert(db.clone(), Reoffer { due: now, snapshot });
+        self.note_reoffer(db, now, snapshot);
+    }
+
+    /// The primary reset this database's stream, which was being read.
+    pub fn handle_reset(&mut self, now: Duration, db: &DbName, reset: StreamReset) {
+        match reset {
+            StreamReset::Failed => self.handle_reoffer(now, db, false),
+            // One more offer would cross the answer to the last one, and so on without end.
+            StreamReset::Superseded => (),
+        }
     }
 
     /// This database could not be applied here (disk full, damaged, …) and its stream has been
@@ -256,7 +290,7 @@ impl Upstream {
         *count += 1;
         // The first time may be over before anybody notices.
         let due = if *count == 1 { now } else { now + wait };
-        self.reoffers.insert(db.clone(), Reoffer { due, snapshot });
+        self.note_reoffer(db, due, snapshot);
     }
 
     /// The connection must end: the primary says so, broke the protocol, or sent a record that
@@ -384,26 +418,31 @@ impl Upstream {
         self.failures = 0;
     }
 
+    /// The newest time counts; what was to be a snapshot stays one.
+    fn note_reoffer(&mut self, db: &DbName, due: Duration, snapshot: bool) {
+        self.awaited.remove(db);
+        let reoffer = self.reoffers.entry(db.clone()).or_insert(Reoffer { due, snapshot });
+        reoffer.due = due;
+        reoffer.snapshot |= snapshot;
+    }
+
     /// One question a database: the newest counts.
     fn note_question(&mut self, db: DbName, action: Action) {
         self.questions.insert(db, action);
     }
 
     fn due_offers(&mut self, now: Duration, local: &impl Local) -> Vec<Offer> {
-        let due: Vec<(DbName, bool)> = self
-            .reoffers
-            .iter()
-            .filter(|(_, r)| r.due <= now)
-            .take(BATCH)
-            .map(|(db, r)| (db.clone(), r.snapshot))
-            .collect();
-        due.into_iter()
-            .map(|(db, snapshot)| {
-                self.reoffers.remove(&db);
-                let pos = local.positions(&db).0;
-                Offer { db, pos, snapshot }
+        let due = self.reoffers.iter().filter(|(_, r)| r.due <= now).take(BATCH);
+        let offers: Vec<Offer> = due
+            .map(|(db, r)| Offer {
+                db: db.clone(),
+                pos: local.positions(db).0,
+                // Whyever it is offered: records are of no use to a damaged one.
+                snapshot: r.snapshot || local.is_damaged(db),
             })
-            .collect()
+            .collect();
+        self.handle_offered(&offers);
+        offers
     }
 
     fn due_acks(&mut self, local: &impl Local) -> Vec<Ack> {

@@ -11,6 +11,7 @@ struct Fake {
     cluster: String,
     epoch: u64,
     positions: HashMap<DbName, (Pos, Pos)>,
+    damaged: Option<DbName>,
 }
 
 impl Local for Fake {
@@ -28,6 +29,10 @@ impl Local for Fake {
 
     fn positions(&self, db: &DbName) -> (Pos, Pos) {
         self.positions.get(db).copied().unwrap_or_default()
+    }
+
+    fn is_damaged(&self, db: &DbName) -> bool {
+        self.damaged.as_ref() == Some(db)
     }
 }
 
@@ -198,6 +203,51 @@ fn a_troubled_database_is_offered_again_later_and_later() {
     up.handle_applied(&db("a"));
     up.handle_trouble(ms(now), &db("a"), false);
     assert!(messages(&mut up, now, &local).contains(&offer(false)), "applying forgets the trouble");
+}
+
+#[test]
+fn a_damaged_database_gets_a_snapshot_whyever_it_is_offered() {
+    let mut local = Fake::default();
+    local.positions.insert(db("a"), (pos(4), pos(4)));
+    let mut up = live(&local);
+    let offer = |snapshot| FromReplica::Offers(vec![Offer { db: db("a"), pos: pos(4), snapshot }]);
+    up.handle_reset(ms(1), &db("a"), StreamReset::Failed);
+    assert_eq!(messages(&mut up, 1, &local), vec![offer(false)]);
+    local.damaged = Some(db("a"));
+    up.handle_reset(ms(2), &db("a"), StreamReset::Failed);
+    assert_eq!(messages(&mut up, 2, &local), vec![offer(true)]);
+    up.handle_applied(&db("a"));
+    local.damaged = None;
+    // What is to be a snapshot for another reason stays one.
+    up.handle_reoffer(ms(3), &db("a"), true);
+    up.handle_trouble(ms(3), &db("a"), false);
+    assert!(messages(&mut up, 3, &local).contains(&offer(true)));
+}
+
+#[test]
+fn the_answer_to_an_offer_is_not_crossed_by_another_offer() {
+    let mut local = Fake { damaged: Some(db("a")), ..Fake::default() };
+    local.positions.insert(db("a"), (pos(4), pos(4)));
+    let mut up = live(&local);
+    // Found damaged before it was offered: offered once.
+    up.handle_trouble(ms(1), &db("a"), true);
+    up.handle_offered(&[Offer { db: db("a"), pos: pos(4), snapshot: true }]);
+    assert_eq!(messages(&mut up, 1, &local), vec![]);
+    assert!(up.awaits_snapshot(&db("a")) && !up.awaits_snapshot(&db("b")));
+    // The primary leaves a stream because it answers a newer offer on another.
+    up.handle_reset(ms(2), &db("a"), StreamReset::Superseded);
+    assert_eq!(messages(&mut up, 2, &local), vec![]);
+    assert!(up.awaits_snapshot(&db("a")));
+    // A failure takes the answer away.
+    up.handle_reset(ms(3), &db("a"), StreamReset::Failed);
+    assert!(!up.awaits_snapshot(&db("a")));
+    assert!(matches!(&messages(&mut up, 3, &local)[..], [FromReplica::Offers(_)]));
+    assert!(up.awaits_snapshot(&db("a")));
+    // What has come in the end answers the offer that was still to be made.
+    up.handle_trouble(ms(4), &db("a"), false);
+    up.handle_applied(&db("a"));
+    let later = messages(&mut up, 100_000, &local);
+    assert!(later.iter().all(|m| !matches!(m, FromReplica::Offers(_))), "{later:?}");
 }
 
 #[test]

@@ -9,12 +9,10 @@ use tokio::sync::Semaphore;
 
 use super::pipe::{self, CHUNK, PipeWriter};
 use super::primary::{Outcome, Task, is_far_behind};
-use super::wire::{self, RecordKind, StreamFrame};
+use super::wire::{self, RecordKind, StreamFrame, StreamReset};
 
 /// Records sent before other tasks get their turn.
 const TURN: usize = 32;
-/// The code of a stream reset; the replica offers the database again whatever it is.
-const RESET: VarInt = VarInt::from_u32(1);
 const BULK_PRIORITY: i32 = -1;
 
 /// A database's stream and place in the log, kept between jobs.
@@ -34,9 +32,9 @@ impl Line {
     }
 
     /// Ends the stream whatever is still on its way.
-    pub fn reset(mut self) {
+    pub fn reset(mut self, why: StreamReset) {
         if let Some(mut stream) = self.stream.take() {
-            let _ = stream.reset(RESET);
+            let _ = stream.reset(VarInt::from_u32(why.code()));
         }
     }
 }
@@ -62,7 +60,7 @@ impl Sender {
         };
         let outcome = result.unwrap_or_else(|stop| self.outcome_of(stop));
         if outcome == Outcome::Broken {
-            std::mem::take(&mut line).reset();
+            std::mem::take(&mut line).reset(StreamReset::Failed);
         }
         (name, line, outcome)
     }

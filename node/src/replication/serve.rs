@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::control::{Control, ControlError};
 use super::primary::{History, Identity, Outcome, Peer, Task, Work};
 use super::send::{Line, Sender};
-use super::wire::{Ack, Close, FromPrimary, FromReplica, Reason};
+use super::wire::{Ack, Close, FromPrimary, FromReplica, Reason, StreamReset};
 use super::{GREETING_TIMEOUT, printable, wall_ms};
 
 /// Threads that read snapshots and compacted records for all replicas.
@@ -245,7 +245,7 @@ impl Drive<'_> {
     /// Lets the replica close the connection: our own close would wait behind what is being sent.
     async fn say_goodbye(&mut self, close: Close) -> End {
         self.jobs.shutdown().await;
-        self.lines.drain().for_each(|(_, line)| line.reset());
+        self.lines.drain().for_each(|(_, line)| line.reset(StreamReset::Superseded));
         self.control.push_to_replica(&FromPrimary::Goodbye(close.clone()));
         let answered = async {
             loop {
@@ -285,7 +285,10 @@ impl Drive<'_> {
             match work {
                 Work::Send(db, task) => self.start(db, task).await,
                 Work::Finish(db) => self.lines.remove(&db).unwrap_or_default().finish(),
-                Work::Reset(db) => self.lines.remove(&db).unwrap_or_default().reset(),
+                Work::Reset(db) => {
+                    let line = self.lines.remove(&db).unwrap_or_default();
+                    line.reset(StreamReset::Superseded);
+                }
             }
         }
     }

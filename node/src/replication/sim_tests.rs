@@ -15,7 +15,8 @@ use litefs_store::{Checksum, DbName, Pos, Relation, Txid};
 
 use super::primary::{History, Identity, Outcome, Peer, Task, Work, is_far_behind};
 use super::replica::{Action, Local, Upstream, must_preserve};
-use super::wire::{Close, FromPrimary, FromReplica, Offer, Reason, RecordKind, StreamFrame};
+use super::wire::{Close, FromPrimary, FromReplica, Offer, Reason, RecordKind};
+use super::wire::{StreamFrame, StreamReset};
 
 const DBS: u64 = 5;
 const REPLICAS: usize = 3;
@@ -113,8 +114,33 @@ struct Replica {
     /// The present connection; frames and messages of others are lost.
     link: u64,
     connected: bool,
-    /// Which stream of a database is read; the others have been left.
-    streams: BTreeMap<DbName, u64>,
+    /// The newest stream of each database, and whether it has been left; older ones have been.
+    streams: BTreeMap<DbName, (u64, bool)>,
+    /// Databases that are served to nobody until a snapshot replaces them.
+    damaged: HashSet<DbName>,
+    /// How often a snapshot has done so.
+    repairs: u64,
+    /// Databases whose streams were left for damage, on this connection: the offer that follows may
+    /// cross the answer to the one before, and a record then not follow. That ends the connection.
+    halted: HashSet<DbName>,
+}
+
+impl Replica {
+    /// Something of this stream arrived; false if it has been left.
+    fn reads(&mut self, db: &DbName, stream: u64) -> bool {
+        let newest = self.streams.entry(db.clone()).or_insert((stream, false));
+        if stream > newest.0 {
+            *newest = (stream, false);
+        }
+        *newest == (stream, false)
+    }
+
+    /// Leaves the stream of a database that is read now.
+    fn leave_stream(&mut self, db: &DbName) {
+        if let Some((_, is_left)) = self.streams.get_mut(db) {
+            *is_left = true;
+        }
+    }
 }
 
 impl Local for Replica {
@@ -133,13 +159,20 @@ impl Local for Replica {
     fn positions(&self, db: &DbName) -> (Pos, Pos) {
         (self.store.pos(db), self.store.pos(db))
     }
+
+    fn is_damaged(&self, db: &DbName) -> bool {
+        self.damaged.contains(db)
+    }
 }
 
 enum Happening {
     ToPrimary(Vec<u8>),
     ToReplica(Vec<u8>),
     Frame(DbName, u64, StreamFrame, Rc<[Pos]>),
+    Reset(DbName, u64, StreamReset),
     Sent(DbName, Outcome),
+    /// The driver hears that a database was found damaged.
+    Damage(DbName),
     Poll,
     Cut,
 }
@@ -153,8 +186,9 @@ struct World {
     primary: Store,
     replicas: Vec<Replica>,
     peers: Vec<Option<Peer>>,
-    /// Open streams by replica and database: the stream's number and when its last frame arrives.
-    lines: BTreeMap<(usize, DbName), (u64, Duration)>,
+    /// Streams by replica and database: the number of the open one, and when the last frame, or the
+    /// reset, arrives.
+    lines: BTreeMap<(usize, DbName), (Option<u64>, Duration)>,
     /// When the last control message arrives, by replica, each way.
     control: Vec<[Duration; 2]>,
 }
@@ -176,6 +210,9 @@ impl World {
             link: 0,
             connected: false,
             streams: BTreeMap::new(),
+            damaged: HashSet::new(),
+            repairs: 0,
+            halted: HashSet::new(),
         };
         Self {
             random: Random(seed),
@@ -234,6 +271,10 @@ impl World {
         if self.random.one_in(30) {
             self.primary.cut_log(&name);
         }
+        if self.random.one_in(100) {
+            let i = self.random.below(REPLICAS as u64) as usize;
+            self.damage(i);
+        }
         (0..REPLICAS).for_each(|i| self.pump(i));
     }
 
@@ -251,6 +292,21 @@ impl World {
             }
             Happening::Frame(name, stream, frame, line) => {
                 self.take_frame(i, &name, stream, frame, line);
+            }
+            Happening::Reset(name, stream, reset) => {
+                let replica = &mut self.replicas[i];
+                if replica.reads(&name, stream) {
+                    replica.leave_stream(&name);
+                    replica.upstream.handle_reset(self.now, &name, reset);
+                }
+            }
+            Happening::Damage(name) => {
+                let replica = &mut self.replicas[i];
+                if !replica.upstream.awaits_snapshot(&name) {
+                    replica.leave_stream(&name);
+                    replica.upstream.handle_trouble(self.now, &name, false);
+                    replica.halted.insert(name);
+                }
             }
             Happening::Sent(name, outcome) => {
                 if let Some(peer) = &mut self.peers[i] {
@@ -316,6 +372,7 @@ impl World {
         let replica = &mut self.replicas[i];
         replica.link += 1;
         replica.streams.clear();
+        replica.halted.clear();
         if std::mem::take(&mut replica.connected) {
             replica.upstream.handle_closed(now, reason);
         }
@@ -335,7 +392,7 @@ impl World {
         let now = self.now;
         let closing = self.replicas[i].upstream.poll_close(now).cloned();
         if let Some(Close { reason, text }) = closing {
-            assert_eq!(reason, Reason::Timeout, "{text}");
+            assert!(matches!(reason, Reason::Timeout | Reason::BadRecord), "{text}");
             return self.disconnect(i, Some(reason));
         }
         while let Some(action) = self.replicas[i].upstream.poll_action() {
@@ -380,16 +437,34 @@ impl World {
         at
     }
 
+    /// A reader finds damage; the driver hears of it a moment later.
+    fn damage(&mut self, i: usize) {
+        let name = db(self.random.below(DBS));
+        let replica = &mut self.replicas[i];
+        if !replica.store.pos(&name).is_zero() && replica.damaged.insert(name.clone()) {
+            let at = self.now + ms(self.random.below(3));
+            self.plan(i, at, Happening::Damage(name));
+        }
+    }
+
     fn act(&mut self, i: usize, action: Action) {
         match action {
             Action::Join(_) => {
+                if self.now < CALM && self.random.one_in(3) {
+                    self.damage(i);
+                }
                 let replica = &self.replicas[i];
                 let offers: Vec<Offer> = replica
                     .store
                     .databases()
                     .into_iter()
-                    .map(|db| Offer { pos: replica.store.pos(&db), db, snapshot: false })
+                    .map(|db| Offer {
+                        pos: replica.store.pos(&db),
+                        snapshot: replica.is_damaged(&db),
+                        db,
+                    })
                     .collect();
+                self.replicas[i].upstream.handle_offered(&offers);
                 self.send_to_primary(i, &FromReplica::Offers(offers));
                 self.send_to_primary(i, &FromReplica::Ready);
             }
@@ -401,7 +476,7 @@ impl World {
             Action::Rewind(db, to) => {
                 let now = self.now;
                 let replica = &mut self.replicas[i];
-                replica.streams.remove(&db);
+                replica.leave_stream(&db);
                 replica.store.keep_after(&db, Some(to));
                 let line = replica.store.lines.entry(db.clone()).or_default();
                 let common = line.iter().position(|pos| *pos == to).expect("an offered point");
@@ -414,10 +489,24 @@ impl World {
 
     fn work(&mut self, i: usize, work: Work) {
         match work {
-            Work::Finish(db) | Work::Reset(db) => {
-                self.lines.remove(&(i, db));
+            Work::Finish(db) => {
+                if let Some((stream, _)) = self.lines.get_mut(&(i, db)) {
+                    *stream = None;
+                }
             }
+            Work::Reset(db) => self.reset(i, db, StreamReset::Superseded),
             Work::Send(db, task) => self.send(i, db, task),
+        }
+    }
+
+    /// A reset overtakes frames: those that arrive later are lost.
+    fn reset(&mut self, i: usize, db: DbName, reset: StreamReset) {
+        let at = self.now + self.delay();
+        if let Some((stream, last)) = self.lines.get_mut(&(i, db.clone())) {
+            *last = at;
+            if let Some(stream) = stream.take() {
+                self.plan(i, at, Happening::Reset(db, stream, reset));
+            }
         }
     }
 
@@ -449,14 +538,21 @@ impl World {
                 (vec![frame(RecordKind::Snapshot, known, newest)], Outcome::Sent(newest))
             }
         };
-        let number = self.count;
-        let (stream, mut last) =
-            *self.lines.entry((i, db.clone())).or_insert((number, Duration::ZERO));
+        let fails = self.now < CALM && self.random.one_in(20);
+        let (open, mut last) =
+            self.lines.get(&(i, db.clone())).copied().unwrap_or((None, Duration::ZERO));
+        let stream = open.unwrap_or(self.count);
         for frame in frames {
             last = last.max(self.now + self.delay());
             self.plan(i, last, Happening::Frame(db.clone(), stream, frame, line.clone()));
         }
-        self.lines.insert((i, db.clone()), (stream, last));
+        self.lines.insert((i, db.clone()), (Some(stream), last));
+        let mut outcome = outcome;
+        if fails {
+            // The primary cannot read its database to the end of a frame.
+            outcome = Outcome::Broken;
+            self.reset(i, db.clone(), StreamReset::Failed);
+        }
         let done = self.now + self.delay();
         self.plan(i, done, Happening::Sent(db, outcome));
     }
@@ -472,16 +568,23 @@ impl World {
         let now = self.now;
         let is_trouble = now < CALM && self.random.one_in(40);
         let replica = &mut self.replicas[i];
-        let reading = *replica.streams.entry(db.clone()).or_insert(stream);
-        if stream < reading {
-            return; // of a stream that was left
+        if !replica.reads(db, stream) {
+            return;
         }
-        replica.streams.insert(db.clone(), stream);
         let here = replica.store.pos(db);
         if is_trouble {
             // The disk is full; the stream is left.
-            replica.streams.insert(db.clone(), stream + 1);
+            replica.leave_stream(db);
             return replica.upstream.handle_trouble(now, db, false);
+        }
+        if replica.damaged.contains(db) && frame.kind == RecordKind::Record {
+            replica.leave_stream(db);
+            return replica.upstream.handle_trouble(now, db, false);
+        }
+        let follows = frame.kind == RecordKind::Snapshot || frame.base == here;
+        if !follows && replica.halted.contains(db) {
+            let text = format!("{db} on replica {i} at {now:?}: {frame:?}");
+            return replica.upstream.handle_end(Close::new(Reason::BadRecord, text));
         }
         let end = line.iter().position(|pos| *pos == frame.pos).expect("a position of ours");
         let theirs = replica.store.lines.entry(db.clone()).or_default();
@@ -495,9 +598,12 @@ impl World {
                     replica.store.keep_after(db, None);
                 }
                 let theirs = replica.store.lines.insert(db.clone(), line[..=end].to_vec());
+                let was_damaged = replica.damaged.remove(db);
+                replica.repairs += u64::from(was_damaged);
                 let foreign = theirs.into_iter().flatten().filter(|pos| !line.contains(pos));
                 for pos in foreign {
-                    let is_kept = replica.store.kept.contains(&(db.clone(), pos));
+                    // What is damaged cannot be read to be kept.
+                    let is_kept = replica.store.kept.contains(&(db.clone(), pos)) || was_damaged;
                     assert!(is_kept, "{db} on replica {i}: {pos} is overwritten and not kept");
                 }
                 replica.store.starts.insert(db.clone(), end);
@@ -513,6 +619,7 @@ impl World {
                 let theirs = replica.store.lines.get(name).and_then(|l| l.last().copied());
                 assert_eq!(theirs, ours, "seed {seed}: {name} on replica {i}");
             }
+            assert!(replica.damaged.is_empty(), "seed {seed}: replica {i}: {:?}", replica.damaged);
             let lag = replica.upstream.lag(self.now);
             assert!(lag.is_some_and(|lag| lag < ms(2500)), "seed {seed}: replica {i}: {lag:?}");
             let peer = self.peers[i].as_ref().expect("connected at the end");
@@ -553,6 +660,7 @@ fn the_runs_reach_every_kind_of_task() {
     let replicas = || worlds.iter().flat_map(|world| &world.replicas);
     assert!(replicas().any(|r| !r.store.kept.is_empty()));
     assert!(replicas().any(|r| r.store.starts.values().any(|start| *start > 0)));
+    assert!(replicas().any(|r| r.repairs > 0));
     assert!(replicas().all(|r| r.link > 3));
     let newest = Txid::new(100);
     assert!(worlds.iter().all(|w| w.primary.lines.values().any(|l| l.len() as u64 > newest.get())));

@@ -35,7 +35,7 @@
 //! compacted ones). Kind 2 is a snapshot record; its base is the replica's position if the primary
 //! knows that one to be on its history, else zero: a replica that is anywhere else preserves what
 //! it has before it takes the snapshot. The primary ends a stream only after everything on it has
-//! been acknowledged.
+//! been acknowledged. It resets one with the code of a [`StreamReset`].
 //!
 //! **Refusals** are QUIC application closes: a [`Reason`] as the code and a text for the log. A
 //! primary in the middle of a stream says Goodbye instead: QUIC drops a close that congestion
@@ -93,6 +93,34 @@ pub enum WireError {
     /// A value that the field cannot have.
     #[error("invalid {0}")]
     Invalid(&'static str),
+}
+
+/// Why the primary resets a database's stream; the code of the QUIC reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamReset {
+    /// The primary failed within a frame: it streams again once the database is offered again.
+    Failed,
+    /// The primary has taken a newer offer, which it answers: a further one would have it leave
+    /// that answer as well.
+    Superseded,
+}
+
+impl StreamReset {
+    /// The code on the wire.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::Failed => 1,
+            Self::Superseded => 2,
+        }
+    }
+
+    /// The reason for a code; one that a later release may know counts as a failure.
+    pub fn from_code(code: u64) -> Self {
+        match code {
+            2 => Self::Superseded,
+            _ => Self::Failed,
+        }
+    }
 }
 
 /// Why a connection is closed; the code of the QUIC close.

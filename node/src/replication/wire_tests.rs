@@ -189,6 +189,11 @@ fn reasons_keep_their_codes() {
     }
     assert_eq!(Reason::from_code(0), None);
     assert_eq!(Reason::from_code(u64::MAX), None);
+    for (code, reset) in [(1, StreamReset::Failed), (2, StreamReset::Superseded)] {
+        assert_eq!(reset.code(), code);
+        assert_eq!(StreamReset::from_code(u64::from(code)), reset);
+    }
+    assert_eq!(StreamReset::from_code(u64::MAX), StreamReset::Failed);
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Db {
         let mut page = vec![0; header.page_size.len()];
         while let Some(pgno) = decoder.next_page(&mut page).map_err(|e| self.bad_record(e))? {
             overlay.write(&self.shared, pgno, &page)?;
-            pages.push((pgno, litefs_ltx::page_checksum(pgno, &page)));
+            pages.push((pgno, decoder.last_page_checksum()));
         }
         let post = decoder.finish().map_err(|e| self.bad_record(e))?.post_apply;
 
@@ -119,10 +119,10 @@ impl Db {
         let mut installation = Installation::begin(self, header.page_size)?;
         let mut page = vec![0; header.page_size.len()];
         while let Some(pgno) = decoder.next_page(&mut page).map_err(|e| self.bad_record(e))? {
-            if pgno.get() > installation.pages() + 1 {
+            if pgno > installation.next() {
                 installation.push(&vec![0; page.len()])?; // the lock page, the only one left out
             }
-            installation.push(&page)?;
+            installation.push_summed(&page, decoder.last_page_checksum())?;
         }
         if installation.pages() < header.commit {
             installation.push(&vec![0; page.len()])?; // the lock page at the end

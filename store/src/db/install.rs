@@ -10,6 +10,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use litefs_ltx::{Checksum, PageSize, Pgno, Pos, page_checksum};
 
@@ -22,6 +23,8 @@ use crate::{Error, Event, File, OpenMode, Result, Storage};
 
 /// Bytes written at once.
 const WRITE_LEN: usize = 1 << 20;
+/// After so many bytes the disk is set to work, while the rest arrives.
+const SYNC_AFTER: u64 = 64 << 20;
 
 /// Content that is being written aside, page after page.
 pub(crate) struct Installation<'a> {
@@ -32,12 +35,17 @@ pub(crate) struct Installation<'a> {
     checksum: Checksum,
     buffer: Vec<u8>,
     written: u64,
+    /// An early sync, and the bytes that were written when it began.
+    early_sync: Option<JoinHandle<io::Result<()>>>,
+    synced: u64,
     /// True once the files may be what the mark says is to be installed.
     committing: bool,
 }
 
 impl Drop for Installation<'_> {
     fn drop(&mut self) {
+        // Why it failed does not matter any more.
+        let _ = self.end_early_sync();
         if !self.committing {
             discard_unfinished(self.db.shared.storage.as_ref(), &self.db.dir);
         }
@@ -60,6 +68,8 @@ impl<'a> Installation<'a> {
             checksum,
             buffer,
             written: 0,
+            early_sync: None,
+            synced: 0,
             committing: false,
         })
     }
@@ -76,12 +86,21 @@ impl<'a> Installation<'a> {
 
     /// Adds the next page; the lock page is added as whatever `data` is, unchecked.
     pub(crate) fn push(&mut self, data: &[u8]) -> Result<()> {
+        let pgno = self.next();
+        match pgno == self.page_size.lock_page() {
+            true => self.push_summed(data, Checksum::NONE),
+            false => self.push_summed(data, page_checksum(pgno, data)),
+        }
+    }
+
+    /// The number of the page that is added next.
+    pub(crate) fn next(&self) -> Pgno {
         let number = self.pages().checked_add(1).and_then(Pgno::new);
-        let pgno = number.expect("BUG: callers count pages in 32 bits");
-        let sum = match pgno == self.page_size.lock_page() {
-            true => Checksum::NONE,
-            false => page_checksum(pgno, data),
-        };
+        number.expect("BUG: callers count pages in 32 bits")
+    }
+
+    /// Adds the next page, whose checksum is known; `Checksum::NONE` for the lock page.
+    pub(crate) fn push_summed(&mut self, data: &[u8], sum: Checksum) -> Result<()> {
         self.checksum = self.checksum.toggle(sum);
         self.sums.push(sum);
         if self.buffer.len() + data.len() > WRITE_LEN {
@@ -96,12 +115,37 @@ impl<'a> Installation<'a> {
         self.file.write_all_at(&self.buffer, self.written).at("write", &path)?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
+        if self.written - self.synced >= SYNC_AFTER {
+            self.begin_early_sync()?;
+        }
         Ok(())
+    }
+
+    /// Syncs what is written on another thread, unless that is still busy with what was before.
+    fn begin_early_sync(&mut self) -> Result<()> {
+        if self.early_sync.as_ref().is_some_and(|sync| !sync.is_finished()) {
+            return Ok(());
+        }
+        self.end_early_sync()?;
+        self.synced = self.written;
+        let file = self.file.clone();
+        let sync = thread::Builder::new().name("litefs-store".into());
+        // Without a thread, the sync at the end does it all.
+        self.early_sync = sync.spawn(move || file.sync_data()).ok();
+        Ok(())
+    }
+
+    /// Waits for the early sync. Its failure counts: a later sync may not report it again.
+    fn end_early_sync(&mut self) -> Result<()> {
+        let Some(sync) = self.early_sync.take() else { return Ok(()) };
+        let result = sync.join().unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
+        result.at("sync", &self.db.dir.join(RENAMES[0].0))
     }
 
     /// Ends step 1: what was written is on disk.
     pub(crate) fn finish_writing(&mut self) -> Result<()> {
         self.write_out()?;
+        self.end_early_sync()?;
         let storage = &self.db.shared.storage;
         let path = self.db.dir.join(RENAMES[0].0);
         self.file.sync_data().at("sync", &path)?;
@@ -142,9 +186,7 @@ impl<'a> Installation<'a> {
         db.log.lock().restart(mark.generation, pos.txid);
         let mut published = Published::of_base(mark, std::mem::take(&mut self.sums));
         published.timestamp_ms = timestamp_ms;
-        let content = Arc::new(Content::new(&db.shared, &db.dir, published));
-        *db.content.write() = content;
-        db.recovered_health();
+        db.serve_installed(Content::new(&db.shared, &db.dir, published));
         db.announce_move();
         db.shared.emit(&Event::Position {
             db: db.name.clone(),

@@ -149,7 +149,7 @@ impl Db {
                     dir,
                     Recovered { published, segments, tail_clean: true },
                 );
-                db.quarantine(&failure.to_string());
+                db.quarantine(&db.content(), &failure.to_string());
                 db
             }
         }
@@ -259,11 +259,14 @@ impl Db {
         self.health.lock().quarantined.clone()
     }
 
-    /// Stops serving the database, and says why.
-    pub(crate) fn quarantine(&self, reason: &str) {
+    /// Stops serving the database because of damage in `content`, and says why; unless only readers
+    /// of an older content are concerned.
+    pub(crate) fn quarantine(&self, content: &Content, reason: &str) {
         {
+            // Held until it is noted, so that no other content takes the blame.
+            let current = self.content.read();
             let mut health = self.health.lock();
-            if health.quarantined.is_some() {
+            if current.id != content.id || health.quarantined.is_some() {
                 return;
             }
             health.quarantined = Some(reason.to_owned());
@@ -285,10 +288,11 @@ impl Db {
         self.well.store(false, Ordering::Release);
     }
 
-    /// Content that was installed whole makes a database well again.
-    pub(crate) fn recovered_health(&self) {
-        let mut health = self.health.lock();
-        *health = Health::default();
+    /// Serves content that was installed whole, which makes the database well again.
+    pub(crate) fn serve_installed(&self, content: Content) {
+        let mut current = self.content.write();
+        *current = Arc::new(content);
+        *self.health.lock() = Health::default();
         self.well.store(true, Ordering::Release);
     }
 

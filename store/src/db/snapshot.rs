@@ -386,11 +386,8 @@ impl Db {
         }
     }
 
-    /// Quarantines the database, unless only readers of an older content are concerned.
     fn damaged(&self, content: &Content, reason: String) -> Error {
-        if self.content.read().id == content.id {
-            self.quarantine(&reason);
-        }
+        self.quarantine(content, &reason);
         Error::Quarantined { db: self.name.clone(), reason }
     }
 }
