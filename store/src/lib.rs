@@ -10,7 +10,6 @@ mod cache;
 mod clock;
 mod database;
 mod db;
-mod direct;
 mod error;
 mod filecache;
 mod gate;

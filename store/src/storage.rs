@@ -16,6 +16,8 @@
 //! Errors are those of the operating system; the caller adds the path. A full disk is
 //! [`io::ErrorKind::StorageFull`] (or `QuotaExceeded`).
 
+mod direct;
+
 use std::fmt;
 use std::fs;
 use std::io;
@@ -24,7 +26,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::direct::Direct;
+use self::direct::Direct;
 
 /// The unit in which a device writes, in bytes; [`File::write_durably_at`] takes multiples of it.
 pub const SECTOR: u64 = 512;
