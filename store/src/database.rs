@@ -165,7 +165,17 @@ impl Database {
     /// # Errors
     /// `Invalid` if the bytes are not a whole SQLite database; `ReadOnly`, `Busy`, `Io`, `Full`.
     pub fn import(&self, source: &mut dyn Read) -> Result<Pos> {
-        self.0.import(source)
+        self.0.import(source, None)
+    }
+
+    /// Replaces the content at position `at` by one that its own client made of it, as one
+    /// transaction: a change of the page size. The bytes are kept as they are. Nobody may hold the
+    /// [`Writer`](crate::Writer).
+    ///
+    /// # Errors
+    /// `StaleSnapshot` if the newest position is not `at`; else as [`Database::import`].
+    pub fn replace(&self, at: Pos, source: &mut dyn Read) -> Result<Pos> {
+        self.0.import(source, Some(at))
     }
 
     /// Writes the newest content as a plain SQLite file; returns its position. The bytes are

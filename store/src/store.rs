@@ -14,7 +14,7 @@ use crate::error::IoContext;
 use crate::gate::WriteGate;
 use crate::node_file::{NODE_FILE, NodeFile};
 use crate::shared::{Shared, Subscription};
-use crate::{Database, DbName, DirLock, Error, Options, Result, Storage};
+use crate::{Database, DbName, DirLock, Durability, Error, Options, Result, Storage};
 
 /// How long closing waits for a commit that is under way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -170,6 +170,11 @@ impl Store {
     /// The store's monotonic clock, by which the gate measures deadlines.
     pub fn now(&self) -> Duration {
         self.0.shared.clock.now()
+    }
+
+    /// The least durability of every commit.
+    pub fn durability(&self) -> Durability {
+        self.0.shared.options.durability
     }
 
     /// This node's id, random when the data directory was made. Texts show it as 16 hex digits.

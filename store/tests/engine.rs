@@ -473,3 +473,82 @@ fn a_log_that_has_reached_its_size_uses_its_files_again() {
     assert!(made[25] > made[0], "it grows first");
     assert_eq!(made[25], made[39], "files were made: {made:?}");
 }
+
+#[test]
+fn a_snapshot_names_every_page_that_differs_from_an_older_one_even_after_a_fold() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    commit(&db, &[(1, 1), (2, 1), (3, 1), (4, 1)], 4);
+    db.fold().unwrap();
+    let older = db.snapshot().unwrap();
+    commit(&db, &[(1, 2), (3, 2)], 4);
+    commit(&db, &[(3, 3)], 4);
+    db.fold().unwrap();
+    let newer = db.snapshot().unwrap();
+    commit(&db, &[(2, 9)], 4);
+    let mut changed = newer.changed_since(&older).unwrap();
+    changed.sort_unstable();
+    assert_eq!(changed, [pgno(1), pgno(3)]);
+    assert_eq!(newer.changed_since(&newer), Some(Vec::new()));
+}
+
+#[test]
+fn pages_read_together_are_those_read_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    let all: Vec<_> = (1..=300).map(|number| (number, 1)).collect();
+    commit(&db, &all, 300);
+    db.fold().unwrap();
+    commit(&db, &[(7, 2), (8, 2), (200, 2)], 300);
+    let snapshot = db.snapshot().unwrap();
+    for (first, count) in [(1, 300), (6, 4), (300, 1), (199, 3)] {
+        let mut together = vec![0; count as usize * PAGE];
+        snapshot.read_pages(pgno(first), &mut together).unwrap();
+        let one_by_one: Vec<_> = (first..first + count).flat_map(|n| read(&snapshot, n)).collect();
+        assert_eq!(together, one_by_one, "{count} from {first}");
+    }
+    snapshot.read_pages(pgno(300), &mut vec![0; 2 * PAGE]).unwrap_err();
+    snapshot.read_pages(pgno(1), &mut vec![0; PAGE + 1]).unwrap_err();
+}
+
+/// A client that changes the page size writes the whole file; nobody's commit may be lost by it.
+#[test]
+fn content_is_replaced_only_over_the_one_that_it_was_made_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, db) = open(dir.path());
+    let mut file = vec![0; 1024];
+    file[..16].copy_from_slice(b"SQLite format 3\0");
+    file[16..18].copy_from_slice(&1024u16.to_be_bytes());
+    let before = commit(&db, &[(1, 1), (2, 1)], 2);
+    let newer = commit(&db, &[(2, 2)], 2);
+    let error = db.replace(before, &mut file.as_slice()).unwrap_err();
+    assert_eq!((error.kind(), db.pos()), (ErrorKind::StaleSnapshot, newer));
+    let pos = db.replace(newer, &mut file.as_slice()).unwrap();
+    assert_eq!((pos.txid, db.page_size().unwrap().get()), (newer.txid.next(), 1024));
+    assert_eq!(export(&db), file, "the bytes are kept as they are");
+}
+
+/// Asking for room begins a segment ahead of the record that needs it.
+#[test]
+fn room_that_was_made_is_used_by_the_commit_and_survives_a_rollback() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, db) = open(dir.path());
+    commit(&db, &[(1, 1)], 1);
+    let snapshot = db.snapshot().unwrap();
+    let mut writer = db.begin_write(&snapshot).unwrap();
+    for number in 1..=2000 {
+        writer.write_page(pgno(number), &page(number, 2, PAGE)).unwrap();
+    }
+    writer.make_room(2000).unwrap();
+    let segments = || std::fs::read_dir(dir.path().join("dbs/db/log")).unwrap().count();
+    let made = segments();
+    writer.rollback();
+    drop(writer);
+    let all: Vec<_> = (1..=2000).map(|number| (number, 3)).collect();
+    let pos = commit(&db, &all, 2000);
+    assert_eq!(segments(), made, "no further segment was begun");
+    store.close().unwrap();
+    drop((snapshot, db, store));
+    let (_store, again) = open(dir.path());
+    assert_eq!(again.pos(), pos);
+}

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use litefs_ltx::{Checksum, Encoder, Header, Pgno, Pos, Txid, page_checksum};
+use litefs_ltx::{Checksum, Encoder, Header, PageSize, Pgno, Pos, Txid, page_checksum};
 
 use super::frame::{FrameHeader, FrameSize};
 use super::log::{Place, erase_frame};
@@ -24,6 +24,8 @@ use crate::{Durability, Error, Event, File, Result};
 
 /// Bytes written to the log at once.
 const WRITE_LEN: usize = 1 << 20;
+/// By how many pages, at most, a transaction may make a database longer without writing them.
+const UNWRITTEN_PAGES: u64 = 1 << 22;
 /// A transaction of more pages than this leaves the shared cache alone.
 const CACHED_PAGES: usize = 1024;
 
@@ -60,6 +62,7 @@ impl Db {
     ) -> Result<Option<Draft>> {
         let newest = content.published.read().newest;
         let mut pages = self.changed_pages(content, overlay, commit, elide_counters)?;
+        self.check_growth(overlay, newest.pages, commit)?;
         add_growth(overlay, newest.pages, commit, &mut pages);
         if pages.is_empty() && commit == newest.pages {
             return Ok(None);
@@ -81,6 +84,20 @@ impl Db {
         };
         let post = self.checksum_after(content, commit, &pages);
         Ok(Some(Draft { header, pages, post }))
+    }
+
+    /// What a client leaves unwritten it has had in memory; more is no size but damage, for which
+    /// no record of zeros can be made.
+    fn check_growth(&self, overlay: &Overlay, before: u32, commit: u32) -> Result<()> {
+        let grown = u64::from(commit.saturating_sub(before));
+        let written = overlay.pgnos().filter(|pgno| pgno.get() > before && pgno.get() <= commit);
+        if grown - (written.count() as u64).min(grown) <= UNWRITTEN_PAGES {
+            return Ok(());
+        }
+        let reason = format!(
+            "a transaction that makes it {commit} pages long, from {before}, without writing them"
+        );
+        Err(Error::Invalid { db: self.name.clone(), reason })
     }
 
     /// The written pages within the new size whose content is new.
@@ -189,6 +206,20 @@ impl Db {
             len: place.len,
         };
         Ok(Appended { place, record, pages: draft.pages })
+    }
+
+    /// Makes sure that the log has space for a record of `pages` pages, so that a full disk is
+    /// noticed before there is one.
+    pub(crate) fn make_room(&self, page_size: PageSize, pages: u64) -> Result<()> {
+        let size = FrameSize::new(litefs_ltx::record_len(page_size, pages), true);
+        self.settle()?;
+        if !self.log.lock().is_full(size) {
+            return Ok(());
+        }
+        self.sync_log()?;
+        let mut log = self.log.lock();
+        let next = log.last().next();
+        log.reserve(size, next).map(drop)
     }
 
     /// After a frame could not be written wholly. Part of one does no harm, as the next one

@@ -58,8 +58,13 @@ impl Db {
         Ok(self.publish(&content, appended, overlay, Durability::Full))
     }
 
-    /// Replaces the content by a plain SQLite file's bytes.
-    pub(crate) fn import(self: &Arc<Self>, source: &mut dyn Read) -> Result<Pos> {
+    /// Replaces the content by a plain SQLite file's bytes; if it was made from the content at a
+    /// position, only over that one, and without another schema cookie: its clients know it.
+    pub(crate) fn import(
+        self: &Arc<Self>,
+        source: &mut dyn Read,
+        made_from: Option<Pos>,
+    ) -> Result<Pos> {
         self.shared.check_open()?;
         self.shared.gate.check(&self.name)?;
         let _one = self.installing.lock();
@@ -68,7 +73,9 @@ impl Db {
         let mut page = first;
         let stated = stated_pages(&page);
         let newest = self.content().published.read().newest;
-        self.renew_schema_cookie(&newest, &mut page)?;
+        if made_from.is_none() {
+            self.renew_schema_cookie(&newest, &mut page)?;
+        }
         loop {
             if installation.pages() == u32::MAX - 1 {
                 return Err(self.not_sqlite("it has more than 2^32 - 2 pages".into()));
@@ -90,7 +97,11 @@ impl Db {
         }
         installation.finish_writing()?;
         let _held = self.hold_token()?;
-        let txid = self.content().published.read().newest.pos.txid.next();
+        let newest = self.content().published.read().newest.pos;
+        if made_from.is_some_and(|pos| pos != newest) {
+            return Err(Error::StaleSnapshot { db: self.name.clone() });
+        }
+        let txid = newest.txid.next();
         let pos = Pos::new(txid, installation.checksum());
         installation.commit(pos, self.shared.clock.wall_ms(), || self.shared.gate.check(&self.name))
     }

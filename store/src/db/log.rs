@@ -10,6 +10,7 @@
 //! - a segment's header and name are on disk before its first record is written.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -18,10 +19,10 @@ use std::time::Duration;
 use litefs_ltx::{Crc64, Txid};
 
 use super::frame::{FRAME_HEADER_LEN, FrameSize, SEGMENT_HEADER_LEN, SegmentHeader};
-use crate::error::IoContext;
+use crate::error::{IoContext, is_lack_of_space};
 use crate::filecache::CachedFile;
 use crate::shared::Shared;
-use crate::{OpenMode, Result};
+use crate::{File, OpenMode, Result};
 
 /// The first segment's size in bytes: thousands of quiet databases must cost little.
 const FIRST_CAPACITY: u64 = 16 << 10;
@@ -179,6 +180,11 @@ impl Log {
         }
     }
 
+    /// The last transaction in it.
+    pub(crate) fn last(&self) -> Txid {
+        self.last
+    }
+
     /// The last transaction known to be on disk.
     pub(crate) fn synced(&self) -> Txid {
         self.synced
@@ -292,18 +298,21 @@ impl Log {
             }
             None => storage.open(&path, OpenMode::CreateNew).at("create", &path)?,
         };
-        let capacity = spare.unwrap_or_else(|| self.next_capacity().max(least));
+        let wished = spare.unwrap_or_else(|| self.next_capacity().max(least));
         let header = SegmentHeader {
             generation: self.generation,
             first,
             synced: self.synced,
             salt: self.salt(first),
         };
-        if let Err(e) = file.allocate(capacity) {
-            // Without its header the file counts for nothing; space is what is missing.
-            let _ = storage.remove_file(&path);
-            return Err(e).at("create", &path);
-        }
+        let capacity = match allocate(file.as_ref(), wished, least) {
+            Ok(capacity) => capacity,
+            Err(e) => {
+                // Without its header the file counts for nothing; space is what is missing.
+                let _ = storage.remove_file(&path);
+                return Err(e).at("create", &path);
+            }
+        };
         let begun = file
             .write_all_at(&header.encode(), 0)
             .and_then(|()| file.sync_data())
@@ -491,6 +500,15 @@ impl Log {
         let segment = Segment::new(tail.header, self.shared.files.file(path), end);
         segment.set_end(end, self.last);
         Ok(Some(Arc::new(segment)))
+    }
+}
+
+/// Reserves space for a segment. On a disk that is almost full, what is needed now is better than
+/// nothing.
+fn allocate(file: &dyn File, wished: u64, least: u64) -> io::Result<u64> {
+    match file.allocate(wished) {
+        Err(e) if is_lack_of_space(&e) && least < wished => file.allocate(least).map(|()| least),
+        result => result.map(|()| wished),
     }
 }
 

@@ -76,6 +76,22 @@ impl Snapshot {
         (self.content.id, self.replaced)
     }
 
+    /// The pages that may differ from what `older` pins of the same database, in no order; those
+    /// beyond the end of either are not all among them. `None` if everything may, because another
+    /// content was installed or the page size is another.
+    pub fn changed_since(&self, older: &Snapshot) -> Option<Vec<Pgno>> {
+        if self.content.id != older.content.id || self.state.page_size != older.state.page_size {
+            return None;
+        }
+        // What `older` pins was not folded away: every version after it is there still.
+        let between = older.state.pos.txid.next()..=self.state.pos.txid;
+        let published = self.content.published.read();
+        let changed = published.versions.iter().filter(|(_, versions)| {
+            versions.iter().rev().any(|version| between.contains(&version.txid))
+        });
+        Some(changed.map(|(&pgno, _)| pgno).collect())
+    }
+
     /// Reads a whole page, verified; the lock page reads as zeros.
     ///
     /// # Errors
@@ -84,6 +100,26 @@ impl Snapshot {
     pub fn read_page(&self, pgno: Pgno, buf: &mut [u8]) -> Result<()> {
         self.check_range(pgno, 0, buf.len())?;
         self.db.read_page(&self.content, &self.state, pgno, buf)
+    }
+
+    /// Reads consecutive pages, verified, from `first` on; `buf` is a whole number of them. Does not
+    /// fill the cache that readers share: for those who have one of their own.
+    ///
+    /// # Errors
+    /// As [`Snapshot::read_page`].
+    pub fn read_pages(&self, first: Pgno, buf: &mut [u8]) -> Result<()> {
+        let page_size = self.state.page_size.map_or(1, PageSize::len);
+        let end = u64::from(first.get() - 1) + (buf.len() / page_size) as u64;
+        if !buf.len().is_multiple_of(page_size) || end > u64::from(self.state.pages) {
+            let reason = format!("{} bytes from page {first} on", buf.len());
+            return Err(Error::Invalid { db: self.db.name.clone(), reason });
+        }
+        let mut scan = Scan::new(self, buf.len().min(RUN_LEN));
+        let numbers = (first.get()..).filter_map(Pgno::new);
+        for (pgno, page) in numbers.zip(buf.chunks_exact_mut(page_size)) {
+            page.copy_from_slice(scan.page(pgno)?);
+        }
+        Ok(())
     }
 
     /// Reads bytes of one page, verified; errors as [`Snapshot::read_page`].
@@ -112,7 +148,7 @@ impl Snapshot {
     /// # Errors
     /// Those of [`Snapshot::read_page`], and `Io` if `out` cannot be written.
     pub fn export(&self, out: &mut dyn Write) -> Result<()> {
-        let mut scan = Scan::new(self);
+        let mut scan = Scan::new(self, RUN_LEN);
         for pgno in (1..=self.state.pages).filter_map(Pgno::new) {
             let page = scan.page(pgno)?;
             out.write_all(page).map_err(|source| self.output_error(source))?;
@@ -171,7 +207,7 @@ impl Snapshot {
         out: &mut dyn Write,
     ) -> Result<()> {
         let lock_page = header.page_size.lock_page();
-        let mut scan = Scan::new(self);
+        let mut scan = Scan::new(self, RUN_LEN);
         let mut encoder = Encoder::new(out, header).map_err(|e| self.encode_error(e))?;
         for pgno in pages.filter(|&pgno| pgno != lock_page) {
             encoder.encode_page(pgno, scan.page(pgno)?).map_err(|e| self.encode_error(e))?;
@@ -204,16 +240,18 @@ struct Scan<'a> {
     page: Vec<u8>,
     /// Consecutive pages of the base, from `first` on; the end of the base may cut them short.
     run: Vec<u8>,
+    run_len: usize,
     first: u32,
 }
 
-/// Bytes of the base read at once.
+/// Bytes of the base read at once by those who read all of it.
 const RUN_LEN: usize = 256 << 10;
 
 impl<'a> Scan<'a> {
-    fn new(snapshot: &'a Snapshot) -> Self {
+    /// Reads `run_len` bytes of the base at once.
+    fn new(snapshot: &'a Snapshot, run_len: usize) -> Self {
         let page = vec![0; snapshot.state.page_size.map_or(0, PageSize::len)];
-        Self { snapshot, page, run: Vec::new(), first: 1 }
+        Self { snapshot, page, run: Vec::new(), run_len, first: 1 }
     }
 
     fn page(&mut self, pgno: Pgno) -> Result<&[u8]> {
@@ -242,7 +280,7 @@ impl<'a> Scan<'a> {
         }
         let base = &self.snapshot.content.base;
         self.first = pgno.get();
-        self.run.resize(RUN_LEN, 0);
+        self.run.resize(self.run_len, 0);
         let offset = u64::from(pgno.get() - 1) * len as u64;
         let read = base.get().and_then(|file| file.read_at(&mut self.run, offset));
         self.run.truncate(read.at("read", &base.path())?);

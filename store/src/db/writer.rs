@@ -72,6 +72,29 @@ impl Writer {
         overlay.write(&self.db.shared, pgno, data)
     }
 
+    /// Makes sure that the log has space for a commit of as many pages as were written, and of
+    /// `more`: for front ends that must report a full disk before they commit.
+    ///
+    /// # Errors
+    /// `Full`, `Io`: nothing has changed. `ReadOnly` after a failed sync, or once a peer's record
+    /// has arrived.
+    pub fn make_room(&self, more: u64) -> Result<()> {
+        let Some(overlay) = &self.overlay else { return Ok(()) };
+        self.begin_commit()?; // nobody else appends meanwhile
+        let pages = overlay.pgnos().count() as u64 + more;
+        let made = self.db.make_room(overlay.page_size(), pages);
+        self.db.token.end_commit(self.token);
+        made
+    }
+
+    fn begin_commit(&self) -> Result<()> {
+        if self.db.token.begin_commit(self.token) {
+            return Ok(());
+        }
+        let reason = "records of another primary arrived meanwhile".to_owned();
+        Err(Error::ReadOnly { db: self.db.name.clone(), reason })
+    }
+
     /// Reads bytes of a page written in this transaction; false if it was not written.
     ///
     /// # Errors
@@ -114,10 +137,7 @@ impl Writer {
         let Some(draft) = self.plan(commit, elide_counters)? else { return Ok(()) };
         self.db.check_well()?;
         self.db.shared.gate.check(&self.db.name)?;
-        if !self.db.token.begin_commit(self.token) {
-            let reason = "records of another primary arrived meanwhile".to_owned();
-            return Err(Error::ReadOnly { db: self.db.name.clone(), reason });
-        }
+        self.begin_commit()?;
         let overlay = self.overlay.as_ref().expect("BUG: a plan is made of an overlay");
         let appended = self.db.append(draft, overlay, durability);
         let appended = appended.inspect_err(|_| self.db.token.end_commit(self.token))?;
@@ -176,7 +196,8 @@ impl Writer {
         self.overlay = None;
     }
 
-    fn take_back(&mut self) {
+    /// Takes a prepared record off the log again; the written pages stay, for another attempt.
+    pub fn take_back(&mut self) {
         if let Some((appended, _)) = self.prepared.take() {
             self.db.take_back(&appended);
             self.db.token.end_commit(self.token);
