@@ -303,11 +303,15 @@ impl MainFile {
     }
 
     fn write_first_page(&mut self, data: &[u8]) -> Result<(), Failure> {
+        let has_wal = self.is_stored_with_wal()? && data.len() > header::HEADER_LEN;
         let change = self.change.as_mut().ok_or_else(no_writer)?;
         let wal = data.len() > header::HEADER_LEN && header::says_wal(data);
-        if wal || self.cookie.by != 0 {
+        if wal || has_wal || self.cookie.by != 0 {
             let mut page = data.to_vec();
             header::hide_wal(&mut page, 0);
+            if has_wal {
+                header::restore_wal(&mut page);
+            }
             header::shift_cookie(&mut page, 0, 0u32.wrapping_sub(self.cookie.by));
             change.write(&page, 0)?;
         } else {
@@ -316,6 +320,17 @@ impl MainFile {
         self.cache.spoilt |= wal;
         self.cache.bytes.copy_from_slice(&data[TAG]);
         Ok(())
+    }
+
+    /// True if other programs use this database with a WAL (on a mount). It stays so: connections
+    /// that they have open cannot leave that mode.
+    fn is_stored_with_wal(&self) -> Result<bool, Failure> {
+        let Some(snapshot) = self.snapshot.as_ref().filter(|s| s.page_count() > 0) else {
+            return Ok(false);
+        };
+        let mut head = [0; header::HEADER_LEN];
+        snapshot.read_within_page(Pgno::FIRST, 0, &mut head)?;
+        Ok(header::says_wal(&head))
     }
 
     /// Sets the file's length in bytes.

@@ -34,6 +34,11 @@ pub(crate) fn hide_wal(bytes: &mut [u8], offset: u64) {
     }
 }
 
+/// Makes page 1 say that the database is in WAL mode, as it did before [`hide_wal`].
+pub(crate) fn restore_wal(page: &mut [u8]) {
+    page[VERSIONS].fill(WAL);
+}
+
 /// Adds to the schema cookie, if the bytes (at `offset` in the file) have it.
 pub(crate) fn shift_cookie(bytes: &mut [u8], offset: u64, by: u32) {
     let Some(skip) = usize::try_from(offset).ok().filter(|&skip| skip <= COOKIE.start) else {
