@@ -1,0 +1,333 @@
+//! One database as the mount shows it.
+//!
+//! | what a client does | here |
+//! |---|---|
+//! | takes `RESERVED`, or byte 120 of the shm | [`access`]: the store's writer is taken |
+//! | writes pages, then ends its journal | [`rollback`]: one record |
+//! | writes a commit frame to the WAL | [`wal_file`]: one record |
+//! | copies pages from the WAL (checkpoint) | [`main_file`]: noted, as the log has them |
+//! | dies | [`access`]: its locks go, and what it had not committed |
+//!
+//! What the store learns from elsewhere (a replica's records, an import) becomes visible in
+//! [`advance`]. Locks, in the order in which they may be taken: `access`, `journal`, `wal`, `main`,
+//! `shm`.
+
+mod access;
+mod advance;
+mod main_file;
+mod rollback;
+mod shm_file;
+mod wal_file;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use fuser::Errno;
+use litefs_store::{Database, DbName, Durability, Pos, Store};
+use parking_lot::{Mutex, RwLock};
+
+use self::access::Access;
+pub(crate) use self::advance::Watcher;
+use self::main_file::MainFile;
+use self::rollback::Journal;
+pub(crate) use self::rollback::commit_together;
+use self::shm_file::Shm;
+use self::wal_file::Wal;
+use crate::errno;
+use crate::kernel::Kernel;
+use crate::locks::{Lock, Owner, Range};
+use crate::pool::Lane;
+
+/// Results whose error goes to the client as it is.
+pub(crate) type Result<T> = std::result::Result<T, Errno>;
+
+/// Answers a lock request, at once or later, on any thread.
+pub(crate) type LockReply = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// One of a database's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Part {
+    /// The database file itself.
+    Main,
+    /// `-journal`.
+    Journal,
+    /// `-wal`.
+    Wal,
+    /// `-shm`.
+    Shm,
+}
+
+/// Inode numbers of a database's files.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inodes {
+    pub main: u64,
+    pub journal: u64,
+    pub wal: u64,
+    pub shm: u64,
+}
+
+/// What `stat` says of a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attributes {
+    pub size: u64,
+    pub mtime: SystemTime,
+}
+
+/// What all databases of a mount share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub store: Store,
+    pub kernel: Kernel,
+    /// The kernel lets `-shm` files be mapped past the daemon; else it never writes to them while
+    /// a client may.
+    pub passthrough: AtomicBool,
+    /// The databases that were looked at, by name; not those that were removed.
+    pub mounted: RwLock<HashMap<DbName, Arc<MountedDb>>>,
+    nudges: advance::Nudges,
+}
+
+impl Shared {
+    /// For the mount of a store. Nothing moves before a [`Watcher`] was started.
+    pub(crate) fn new(store: Store) -> Self {
+        Self {
+            store,
+            kernel: Kernel::default(),
+            passthrough: AtomicBool::new(false),
+            mounted: RwLock::default(),
+            nudges: advance::Nudges::default(),
+        }
+    }
+}
+
+/// One database as the mount shows it, from its creation or the mount's start to its removal.
+#[derive(Debug)]
+pub(crate) struct MountedDb {
+    shared: Arc<Shared>,
+    database: Database,
+    inodes: Inodes,
+    access: Mutex<Access>,
+    journal: Mutex<Journal>,
+    wal: Mutex<Wal>,
+    main: RwLock<MainFile>,
+    shm: Mutex<Shm>,
+    removed: AtomicBool,
+    /// Requests that may hold locks of this for as long as the disk takes.
+    pub lane: Arc<Lane>,
+    /// What the wal-index was last told to be the change.
+    change: AtomicU32,
+}
+
+impl MountedDb {
+    /// Shows a database of the store, which may have no content yet.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        database: Database,
+        inodes: Inodes,
+    ) -> Result<Arc<Self>> {
+        let snapshot = database.snapshot().map_err(|e| errno::of(&e))?;
+        Ok(Arc::new(Self {
+            inodes,
+            access: Mutex::default(),
+            journal: Mutex::default(),
+            wal: Mutex::default(),
+            main: RwLock::new(MainFile::new(snapshot)),
+            shm: Mutex::default(),
+            removed: AtomicBool::new(false),
+            lane: Arc::default(),
+            change: AtomicU32::new(random() as u32),
+            shared,
+            database,
+        }))
+    }
+
+    pub(crate) fn name(&self) -> &DbName {
+        self.database.name()
+    }
+
+    pub(crate) fn inode(&self, part: Part) -> u64 {
+        match part {
+            Part::Main => self.inodes.main,
+            Part::Journal => self.inodes.journal,
+            Part::Wal => self.inodes.wal,
+            Part::Shm => self.inodes.shm,
+        }
+    }
+
+    /// Another number for a WAL or shm that was made anew, so that nothing the kernel still has of
+    /// the old one is taken for the new one's.
+    pub(crate) fn generation(&self, part: Part) -> u64 {
+        match part {
+            Part::Main | Part::Journal => 0,
+            Part::Wal => self.wal.lock().generation(),
+            Part::Shm => self.shm.lock().generation(),
+        }
+    }
+
+    /// True if it has pages that clients see: it is then listed.
+    pub(crate) fn has_content(&self) -> bool {
+        !self.is_removed() && self.main.read().tip().page_count() > 0
+    }
+
+    /// The position that clients see, and when it was committed (ms since the Unix epoch; 0 if
+    /// that is not known).
+    pub(crate) fn pos(&self) -> (Pos, i64) {
+        (self.main.read().tip().pos(), self.database.timestamp_ms())
+    }
+
+    /// `None` if there is no such file now. The main file is always there.
+    pub(crate) fn attributes(&self, part: Part) -> Option<Attributes> {
+        let size = match part {
+            Part::Main => Some(self.main.read().len()),
+            Part::Journal => self.journal.lock().len(),
+            Part::Wal => self.wal.lock().len(),
+            Part::Shm => self.shm.lock().len(),
+        };
+        let ms = u64::try_from(self.database.timestamp_ms()).unwrap_or(0);
+        let mtime = SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
+        size.map(|size| Attributes { size, mtime })
+    }
+
+    /// Makes a file that is not there (`O_CREAT`); fine if it is.
+    pub(crate) fn create(&self, part: Part) -> Result<()> {
+        if self.is_removed() {
+            return Err(Errno::ENOENT);
+        }
+        match part {
+            Part::Main => Ok(()),
+            Part::Journal => self.create_journal(),
+            Part::Wal => self.create_wal(),
+            Part::Shm => self.create_shm(),
+        }
+    }
+
+    /// Reads up to `len` bytes; fewer at the end of the file.
+    pub(crate) fn read(&self, part: Part, offset: u64, len: usize) -> Result<Vec<u8>> {
+        match part {
+            Part::Main => self.main.read().read(offset, len),
+            Part::Journal => self.journal.lock().read(offset, len),
+            Part::Wal => self.wal.lock().read(offset, len),
+            Part::Shm => self.shm.lock().read(offset, len),
+        }
+    }
+
+    /// Writes all of `data`, through the open file `handle`.
+    pub(crate) fn write(&self, part: Part, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+        if self.is_removed() {
+            return Err(Errno::EIO);
+        }
+        match part {
+            Part::Main => self.write_main(offset, data),
+            Part::Journal => self.write_journal(handle, offset, data),
+            Part::Wal => self.write_wal(offset, data),
+            Part::Shm => self.shm.lock().write(offset, data),
+        }
+    }
+
+    /// Sets a file's length; `handle` is the open file through which, if any.
+    pub(crate) fn truncate(&self, part: Part, handle: Option<u64>, len: u64) -> Result<()> {
+        match part {
+            Part::Main => self.truncate_main(len),
+            Part::Journal => self.truncate_journal(handle, len),
+            Part::Wal => self.truncate_wal(len),
+            Part::Shm => self.shm.lock().truncate(len),
+        }
+    }
+
+    /// Removes one of the files beside the database, or (`Main`) drops the database.
+    pub(crate) fn unlink(&self, part: Part) -> Result<()> {
+        match part {
+            Part::Main => self.remove(),
+            Part::Journal => self.unlink_journal(),
+            Part::Wal => self.unlink_wal(),
+            Part::Shm => self.unlink_shm(),
+        }
+    }
+
+    /// `fsync` of a file: what makes a commit durable is the log's sync.
+    pub(crate) fn sync(&self, part: Part) -> Result<()> {
+        match part {
+            Part::Main | Part::Journal => {
+                self.journal.lock().note_sync();
+                Ok(())
+            }
+            Part::Wal => self.sync_wal(),
+            Part::Shm => Ok(()),
+        }
+    }
+
+    /// Takes a lock, or answers `EAGAIN`; may answer a little later.
+    pub(crate) fn lock(&self, part: Part, lock: Lock, reply: LockReply) {
+        self.take_lock(part, lock, reply);
+    }
+
+    /// Gives locks back.
+    pub(crate) fn unlock(&self, part: Part, owner: Owner, range: Range) {
+        self.release(part, false, |table| {
+            table.clear(owner, range);
+        });
+    }
+
+    /// The lock that keeps `lock` from being granted (`F_GETLK`).
+    pub(crate) fn conflict(&self, part: Part, lock: &Lock) -> Option<Lock> {
+        self.access.lock().table(part)?.conflict(lock)
+    }
+
+    /// An owner closed a descriptor of the open file `handle` (`FLUSH`): its locks on the file go,
+    /// as POSIX has it.
+    pub(crate) fn owner_closed(&self, part: Part, owner: Owner, handle: u64) {
+        self.note_journal_closed(part, handle);
+        self.release(part, true, |table| {
+            table.clear_owner(owner);
+        });
+    }
+
+    /// The last descriptor of an open file is gone (`RELEASE`): OFD locks go.
+    pub(crate) fn handle_closed(&self, part: Part, handle: u64) {
+        self.note_journal_closed(part, handle);
+        self.release(part, true, |table| {
+            table.clear_handle(handle);
+        });
+    }
+
+    /// The file behind `-shm`, for passthrough; `None` if there is no `-shm`.
+    pub(crate) fn shm_file(&self) -> Option<Arc<File>> {
+        self.shm.lock().file()
+    }
+
+    /// True if removing, cutting or beginning this file anew may be a commit.
+    pub(crate) fn may_commit(&self, part: Part) -> bool {
+        part == Part::Journal && self.main.try_read().is_none_or(|main| main.change.is_some())
+    }
+
+    /// True if commits through the WAL are synced at once, whatever their clients ask for.
+    pub(crate) fn syncs_each_commit(&self) -> bool {
+        self.shared.store.durability() == Durability::Full
+    }
+
+    /// True once the database was removed by `rm`: its name may be another's.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    fn remove(&self) -> Result<()> {
+        if self.main.read().tip().page_count() > 0 {
+            self.database.drop_database().map_err(|e| errno::of(&e))?;
+        } else if !self.shared.store.gate().is_open() {
+            return Err(Errno::EACCES);
+        }
+        self.removed.store(true, Ordering::Release);
+        self.end_parking();
+        Ok(())
+    }
+}
+
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests;
