@@ -9,8 +9,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use litefs_fuse::MountOptions;
 use litefs_store::{Database, DbName, Options, Pos, Store};
 use litefs_vfs::rusqlite::Connection;
 use parking_lot::Mutex;
@@ -51,6 +52,9 @@ pub enum NodeError {
     /// The data directory or a database.
     #[error(transparent)]
     Store(#[from] litefs_store::Error),
+    /// The mount.
+    #[error(transparent)]
+    Mount(#[from] litefs_fuse::MountError),
     /// SQLite.
     #[error(transparent)]
     Sqlite(#[from] litefs_vfs::Error),
@@ -189,6 +193,24 @@ impl Node {
         Ok(litefs_vfs::open(&self.shared.store, name)?)
     }
 
+    /// Shows the databases as files at `fuse.dir`; `None` if the configuration has none. Unmount
+    /// before the node is shut down.
+    ///
+    /// # Errors
+    /// [`litefs_fuse::MountError`].
+    pub fn mount(&self) -> Result<Option<litefs_fuse::Mount>, NodeError> {
+        let fuse = &self.shared.config.fuse;
+        let Some(dir) = fuse.dir.clone() else { return Ok(None) };
+        let options = MountOptions {
+            dir,
+            allow_other: fuse.allow_other,
+            debug: fuse.debug,
+            cluster: self.shared.clone(),
+            passthrough: true,
+        };
+        Ok(Some(litefs_fuse::Mount::start(&self.shared.store, options)?))
+    }
+
     /// A database's newest position; `None` if it does not exist or was never written.
     pub fn position(&self, name: &str) -> Option<Pos> {
         let name = DbName::new(name).ok()?;
@@ -241,10 +263,7 @@ impl Node {
 
     /// The primary's wall clock at its last heartbeat, ms since 1970; `None` on the primary.
     pub fn primary_wall_ms(&self) -> Option<i64> {
-        match &*self.shared.part.lock() {
-            Part::Replica(follower) => follower.primary_wall_ms(),
-            _ => None,
-        }
+        self.shared.primary_wall_ms()
     }
 
     /// Why this replica is not connected to its primary; `None` while it is, or is the primary.
@@ -356,6 +375,13 @@ impl Shared {
         term.replicas()
     }
 
+    fn primary_wall_ms(&self) -> Option<i64> {
+        match &*self.part.lock() {
+            Part::Replica(follower) => follower.primary_wall_ms(),
+            _ => None,
+        }
+    }
+
     fn own_url(&self) -> config::Endpoint {
         let configured = self.config.lease.advertise_url.clone();
         configured.filter(|_| self.config.lease.candidate).unwrap_or_else(|| self.addr.into())
@@ -429,6 +455,19 @@ impl NodeView for Shared {
             unacknowledged_transactions: replica.unacknowledged,
         };
         self.connected().into_iter().map(status).collect()
+    }
+}
+
+impl litefs_fuse::Cluster for Shared {
+    fn primary(&self) -> Option<String> {
+        let role = self.role.borrow();
+        role.primary_hostname.clone().filter(|_| !role.is_primary)
+    }
+
+    fn lag(&self) -> litefs_fuse::Lag {
+        let since = |ms| UNIX_EPOCH + Duration::from_millis(ms);
+        let heard = self.primary_wall_ms().and_then(|ms| u64::try_from(ms).ok());
+        litefs_fuse::Lag { behind: NodeView::lag(self), primary_time: heard.map(since) }
     }
 }
 

@@ -20,6 +20,12 @@ pub(super) struct MountArgs {
     /// Log debug messages
     #[arg(long)]
     debug: bool,
+    /// Log each request to the mount
+    #[arg(long = "fuse.debug")]
+    fuse_debug: bool,
+    /// Leave the mount in place when the node ends; the next start removes it
+    #[arg(long)]
+    skip_unmount: bool,
 }
 
 pub(super) fn run(args: &MountArgs) -> CliResult {
@@ -29,6 +35,7 @@ pub(super) fn run(args: &MountArgs) -> CliResult {
     };
     let mut config = Config::from_file_with(&path, !args.no_expand_env)?;
     config.log.debug |= args.debug;
+    config.fuse.debug |= args.fuse_debug;
     logging::init(&config.log);
     for notice in &config.notices {
         tracing::info!("{}: {notice}", path.display());
@@ -40,6 +47,7 @@ pub(super) fn run(args: &MountArgs) -> CliResult {
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
     };
     let node = Node::start(config)?;
+    let mount = node.mount()?;
     let name = runtime.block_on(async {
         tokio::select! {
             _ = interrupt.recv() => "SIGINT",
@@ -47,6 +55,12 @@ pub(super) fn run(args: &MountArgs) -> CliResult {
         }
     });
     tracing::info!("{name}: shutting down");
+    if args.skip_unmount {
+        // Requests that still come are refused by the store, once it is closed.
+        std::mem::forget(mount);
+    } else {
+        drop(mount);
+    }
     Ok(node.shutdown()?)
 }
 

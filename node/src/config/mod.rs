@@ -39,6 +39,8 @@ impl ConfigError {
 pub struct Config {
     /// The data directory and how commits and the log are kept.
     pub data: DataConfig,
+    /// The mount for other programs.
+    pub fuse: FuseConfig,
     /// Where the node listens.
     pub http: HttpConfig,
     /// How connections between nodes are protected.
@@ -63,6 +65,17 @@ pub struct DataConfig {
     pub retention: Duration,
     /// Bound on each database's log, in bytes; `None`: max(64 MiB, the database's size).
     pub log_size: Option<u64>,
+}
+
+/// Section `fuse`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FuseConfig {
+    /// Where [`Node::mount`](crate::Node::mount) shows the databases as files; `None`: nowhere.
+    pub dir: Option<PathBuf>,
+    /// Other users than the node's may use the mount.
+    pub allow_other: bool,
+    /// Log each request of the kernel.
+    pub debug: bool,
 }
 
 /// Section `http`.
@@ -119,6 +132,7 @@ impl Config {
                 retention: Duration::from_secs(600),
                 log_size: None,
             },
+            fuse: FuseConfig::default(),
             http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into() },
             tls: TlsConfig { files: None, insecure: false },
             lease: LeaseConfig {
@@ -165,16 +179,23 @@ impl Config {
         self
     }
 
+    /// Shows the databases as files at `dir` once [`Node::mount`](crate::Node::mount) is called.
+    pub fn mounted_at(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.fuse.dir = Some(dir.into());
+        self
+    }
+
     /// Uses the certificates that `litefs-node certs` wrote.
     pub fn with_tls(mut self, files: TlsFiles) -> Self {
         self.tls.files = Some(files);
         self
     }
 
-    /// Checks what no single field shows: a replica needs a primary, and an address that other
-    /// hosts reach needs certificates.
+    /// Checks what no single field shows: a replica needs a primary, the mount must not hide the
+    /// data, and an address that other hosts reach needs certificates.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_lease()?;
+        self.validate_mount()?;
         if self.tls.insecure && self.tls.files.is_some() {
             return Err(ConfigError::new(
                 "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or \
@@ -229,6 +250,20 @@ impl Config {
         }
         if lease.reconnect_delay < Duration::from_millis(1) {
             return Err(ConfigError::new("lease.reconnect-delay must be at least 1ms"));
+        }
+        Ok(())
+    }
+
+    fn validate_mount(&self) -> Result<(), ConfigError> {
+        let Some(mount) = &self.fuse.dir else { return Ok(()) };
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        if absolute(&self.data.dir).starts_with(absolute(mount)) {
+            return Err(ConfigError::new(format!(
+                "data.dir {} is, or lies inside, fuse.dir {}, which would hide it: choose another \
+                 directory for one of them",
+                self.data.dir.display(),
+                mount.display()
+            )));
         }
         Ok(())
     }
@@ -321,6 +356,18 @@ mod tests {
         let mut both = secure;
         both.tls.insecure = true;
         assert!(both.validate().is_err());
+    }
+
+    #[test]
+    fn a_mount_that_hides_the_data_is_refused() {
+        let config = |data: &str, mount: &str| Config::new(data).mounted_at(mount).validate();
+        for (data, mount) in [("/d", "/d"), ("/m/d", "/m"), ("/m/d", "/"), ("d", "./d/")] {
+            let text = config(data, mount).unwrap_err().to_string();
+            assert!(text.contains("data.dir") && text.contains("fuse.dir"), "{text}");
+        }
+        for (data, mount) in [("/d", "/m"), ("/d", "/d/m"), ("/data", "/dat"), ("/d", "/d2")] {
+            config(data, mount).unwrap();
+        }
     }
 
     #[test]

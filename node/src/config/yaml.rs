@@ -1,7 +1,7 @@
 //! `litefs.yml`: LiteFS's keys and ours, strictly.
 //!
 //! Every key of LiteFS is known. A key whose part this build does not serve is an error where
-//! ignoring it would break a promise (a mount, a child process, a proxy, Consul, a backup), and a
+//! ignoring it would break a promise (a child process, a proxy, Consul, a backup), and a
 //! notice where nothing is promised. Any other key is an error with its line and the closest
 //! known key. Ours are `tls.*`, `data.durability` and `data.log-size`.
 
@@ -83,7 +83,7 @@ struct RawData {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawFuse {
-    dir: Option<Spanned<String>>,
+    dir: Option<PathBuf>,
     allow_other: Option<bool>,
     debug: Option<bool>,
 }
@@ -207,12 +207,6 @@ impl Refusals {
             "exec: starting a program is not available in this build yet: remove exec and \
              start it yourself",
         );
-        let fuse = raw.fuse.as_ref().and_then(|f| filled(&f.dir));
-        self.refuse(
-            fuse,
-            "fuse.dir: the FUSE mount is not available in this build yet: remove fuse.dir and \
-             open databases through the library",
-        );
         let proxy = raw.proxy.as_ref().and_then(|p| filled(&p.target));
         self.refuse(
             proxy,
@@ -253,6 +247,10 @@ fn filled(text: &Option<Spanned<String>>) -> Option<&Spanned<String>> {
     text.as_ref().filter(|text| !text.value.is_empty())
 }
 
+fn filled_path(path: &Option<PathBuf>) -> Option<&PathBuf> {
+    path.as_ref().filter(|path| !path.as_os_str().is_empty())
+}
+
 impl Raw {
     fn into_config(self) -> Result<Config, ValueError> {
         let mut config = Config::new("/var/lib/litefs");
@@ -264,6 +262,9 @@ impl Raw {
             config.http.addr = value(addr, parse_listen_addr)?;
         }
         check(&http.snapshot_timeout, parse_duration)?;
+        if let Some(fuse) = self.fuse {
+            fuse.apply(&mut config);
+        }
         if let Some(lease) = self.lease {
             lease.apply(&mut config)?;
         }
@@ -279,7 +280,7 @@ impl Raw {
     /// The keys of LiteFS that are set and have no meaning here, each with the reason.
     fn notices(&self) -> Vec<String> {
         let data = self.data.as_ref();
-        let fuse = self.fuse.as_ref();
+        let fuse = self.fuse.as_ref().filter(|f| filled_path(&f.dir).is_none());
         let lease = self.lease.as_ref();
         let notes = [
             (self.exit_on_error.is_some(), "exit-on-error: a failed start always exits"),
@@ -295,7 +296,7 @@ impl Raw {
             ),
             (
                 fuse.is_some_and(|f| f.allow_other.is_some() || f.debug.is_some()),
-                "fuse: there is no mount",
+                "fuse: without fuse.dir there is no mount",
             ),
             (self.proxy.is_some(), "proxy: without proxy.target there is no proxy"),
             (
@@ -313,8 +314,8 @@ impl Raw {
 
 impl RawData {
     fn apply(self, config: &mut Config) -> Result<(), ValueError> {
-        if let Some(dir) = self.dir.filter(|dir| !dir.as_os_str().is_empty()) {
-            config.data.dir = dir;
+        if let Some(dir) = filled_path(&self.dir) {
+            config.data.dir = dir.clone();
         }
         if let Some(retention) = &self.retention {
             config.data.retention = value(retention, parse_duration)?;
@@ -327,6 +328,14 @@ impl RawData {
             config.data.log_size = Some(value(size, parse_size)?);
         }
         Ok(())
+    }
+}
+
+impl RawFuse {
+    fn apply(&self, config: &mut Config) {
+        config.fuse.dir = filled_path(&self.dir).cloned();
+        config.fuse.allow_other = self.allow_other.unwrap_or(false);
+        config.fuse.debug = self.debug.unwrap_or(false);
     }
 }
 
@@ -472,7 +481,9 @@ data:
   durability: full
   log-size: 64MB
 fuse:
+  dir: "/litefs"
   allow-other: yes
+  debug: true
 http:
   addr: "127.0.0.1:7000"
   snapshot-timeout: 10s
@@ -507,6 +518,8 @@ tracing:
         assert_eq!(config.data.retention, Duration::from_secs(5400));
         assert_eq!(config.data.durability, Durability::Full);
         assert_eq!(config.data.log_size, Some(64_000_000));
+        assert_eq!(config.fuse.dir, Some(PathBuf::from("/litefs")));
+        assert!(config.fuse.allow_other && config.fuse.debug);
         assert_eq!(config.http.addr, "127.0.0.1:7000".parse().unwrap());
         assert!(!config.lease.candidate);
         assert_eq!(config.primary_hostname(), "primary-1");
@@ -514,7 +527,18 @@ tracing:
         assert_eq!(config.lease.reconnect_delay, Duration::from_millis(250));
         assert_eq!(config.log.format, LogFormat::Json);
         assert!(config.log.timestamp && config.log.debug);
-        assert_eq!(config.notices.len(), 9, "{:?}", config.notices);
+        assert_eq!(config.notices.len(), 8, "{:?}", config.notices);
+    }
+
+    #[test]
+    fn without_a_directory_there_is_no_mount() {
+        for text in ["", "fuse:\n  dir: \"\"\n  debug: true\n", "fuse:\n"] {
+            assert_eq!(config(text).unwrap().fuse.dir, None, "{text:?}");
+        }
+        let notices = config("fuse:\n  allow-other: true\n").unwrap().notices;
+        assert!(notices[0].contains("without fuse.dir"), "{notices:?}");
+        let error = config("data:\n  dir: /m/data\nfuse:\n  dir: /m\n").unwrap_err();
+        assert!(error.contains("fuse.dir /m"), "{error}");
     }
 
     #[test]
@@ -528,11 +552,6 @@ tracing:
     #[test]
     fn what_is_not_served_is_never_ignored() {
         for (text, line, key) in [
-            (
-                "fuse:\n  dir: /litefs\n",
-                2,
-                "fuse.dir: the FUSE mount is not available in this build yet: remove fuse.dir",
-            ),
             ("exec: \"myapp -x\"\n", 1, "exec"),
             ("exec:\n  - cmd: a\n    if-candidate: true\n", 2, "exec"),
             ("\nproxy:\n  target: localhost:1\n", 3, "proxy.target"),
@@ -549,7 +568,7 @@ tracing:
     /// All of them at once, so that a LiteFS user edits the file once.
     #[test]
     fn every_refused_key_is_named_in_one_go() {
-        let error = config("exec: a\nfuse:\n  dir: /x\nlease:\n  type: consul\n").unwrap_err();
+        let error = config("exec: a\nproxy:\n  target: x\nlease:\n  type: consul\n").unwrap_err();
         let lines: Vec<&str> = error.lines().collect();
         assert_eq!(lines.len(), 3, "{error}");
         assert!(lines[0].starts_with("litefs.yml:1: exec"));
