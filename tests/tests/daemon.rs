@@ -1,19 +1,16 @@
 //! The real binary, as an operator runs it: configuration files, signals, certificates, several
 //! processes.
 
-use std::fs::{self, File};
-use std::net::{TcpListener, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+#[path = "support/daemon.rs"]
+mod daemon;
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use daemon::{Daemon, done, eventually, free_ports, litefs};
 use litefs_node::http::Info;
 use litefs_vfs::rusqlite::Connection;
 use tempfile::TempDir;
-
-/// Generous: the machine may be busy.
-const LONG: Duration = Duration::from_secs(60);
 
 /// A directory with the nodes' files; one port for each node.
 struct Place {
@@ -82,117 +79,21 @@ impl Place {
 
     /// What the node answers; `None` while it does not.
     fn info(&self, node: usize) -> Option<Info> {
-        let output = litefs(&["status", "--json", "--url", &self.url(node)]);
-        let text = String::from_utf8(output.stdout).unwrap();
-        output.status.success().then(|| serde_json::from_str(&text).unwrap())
+        daemon::info(&self.url(node))
     }
 }
 
-/// A running `litefs-node mount`; killed when dropped.
-struct Daemon {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Daemon {
-    /// Starts it and waits until it answers.
-    fn start(place: &Place, node: usize, config: &Path) -> Self {
-        let mut daemon = Self::spawn(place, node, config);
-        eventually("the daemon answers", || {
-            if let Some(status) = daemon.child.try_wait().unwrap() {
-                panic!("the daemon ended with {status}: {}", daemon.log());
-            }
-            place.info(node).is_some()
-        });
-        daemon
-    }
-
-    fn spawn(place: &Place, node: usize, config: &Path) -> Self {
-        let log = place.path(&format!("node{node}.log"));
-        let stderr = File::options().create(true).append(true).open(&log).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_litefs-daemon"))
-            .args(["mount", "--config", config.to_str().unwrap()])
-            .stderr(stderr)
-            .spawn()
-            .unwrap();
-        Self { child, log }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Sends SIGTERM, and waits for the end.
-    fn terminate(mut self) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let mut ended = None;
-        eventually("the daemon ends", || {
-            ended = self.child.try_wait().unwrap();
-            ended.is_some()
-        });
-        ended.unwrap()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn litefs(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_litefs-daemon"))
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
-
-/// Runs a command that must succeed.
-fn done(args: &[&str]) -> String {
-    let output = litefs(args);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {error}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Two ports that nobody uses now, below those that the system hands out. Tests that run at once
-/// begin at different places.
-fn free_ports() -> [u16; 2] {
-    let start = 20_300 + (std::process::id() % 97) as u16 * 100;
-    let is_free = |port: &u16| {
-        TcpListener::bind(("127.0.0.1", *port)).is_ok()
-            && UdpSocket::bind(("127.0.0.1", *port)).is_ok()
-    };
-    static TAKEN: std::sync::Mutex<Vec<u16>> = std::sync::Mutex::new(Vec::new());
-    let mut taken = TAKEN.lock().unwrap();
-    let free: Vec<u16> =
-        (start..start + 2000).filter(|p| !taken.contains(p)).filter(is_free).take(2).collect();
-    taken.extend(&free);
-    [free[0], free[1]]
-}
-
-/// Polls until `done`.
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !done() {
-        assert!(Instant::now() < deadline, "did not happen: {what}");
-        thread::sleep(Duration::from_millis(50));
-    }
+fn start(place: &Place, node: usize, config: &Path) -> Daemon {
+    let mut daemon = Daemon::spawn(config);
+    daemon.wait(|| place.info(node).is_some());
+    daemon
 }
 
 #[test]
 fn what_is_imported_on_the_primary_is_exported_by_the_replica_and_status_shows_both() {
     let place = Place::new();
-    let _primary = Daemon::start(&place, 0, &place.config(0, ""));
-    let _replica = Daemon::start(&place, 1, &place.config(1, ""));
+    let _primary = start(&place, 0, &place.config(0, ""));
+    let _replica = start(&place, 1, &place.config(1, ""));
     let file = place.sqlite_file(1000);
     place.import(0, &file);
     place.assert_replicated();
@@ -219,14 +120,14 @@ fn what_is_imported_on_the_primary_is_exported_by_the_replica_and_status_shows_b
 fn a_killed_primary_comes_back_with_what_it_had_and_its_replica_finds_it() {
     let place = Place::new();
     let config = place.config(0, "");
-    let primary = Daemon::start(&place, 0, &config);
-    let _replica = Daemon::start(&place, 1, &place.config(1, ""));
+    let primary = start(&place, 0, &config);
+    let _replica = start(&place, 1, &place.config(1, ""));
     place.import(0, &place.sqlite_file(100));
     place.assert_replicated();
     let before = place.export(0);
     primary.kill();
     eventually("the replica notices", || place.info(1).unwrap().role == "disconnected");
-    let _primary = Daemon::start(&place, 0, &config);
+    let _primary = start(&place, 0, &config);
     assert!(place.export(0) == before, "the primary lost what it had");
     place.import(0, &place.sqlite_file(200));
     place.assert_replicated();
@@ -235,12 +136,12 @@ fn a_killed_primary_comes_back_with_what_it_had_and_its_replica_finds_it() {
 #[test]
 fn sigterm_exits_with_0_and_leaves_a_plain_sqlite_file() {
     let place = Place::new();
-    let daemon = Daemon::start(&place, 0, &place.config(0, ""));
+    let daemon = start(&place, 0, &place.config(0, ""));
     place.import(0, &place.sqlite_file(500));
     let second = litefs(&["mount", "--config", place.path("node0.yml").to_str().unwrap()]);
     let error = String::from_utf8_lossy(&second.stderr);
     assert_eq!(second.status.code(), Some(1));
-    assert!(error.contains(&format!("in use by process {}", daemon.child.id())), "{error}");
+    assert!(error.contains(&format!("in use by process {}", daemon.pid())), "{error}");
     assert_eq!(daemon.terminate().code(), Some(0));
     let base = Connection::open(place.path("data0/dbs/app.db/base")).unwrap();
     let check: String = base.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
@@ -279,8 +180,8 @@ fn nodes_with_certificates_follow_each_other_and_a_foreign_authority_is_refused(
         let dir = place.path(authority);
         done(&["certs", "init", "--dir", dir.to_str().unwrap()]);
     }
-    let primary = Daemon::start(&place, 0, &place.config(0, &issue(&place, "certs", "n0")));
-    let replica = Daemon::start(&place, 1, &place.config(1, &issue(&place, "certs", "n1")));
+    let primary = start(&place, 0, &place.config(0, &issue(&place, "certs", "n0")));
+    let replica = start(&place, 1, &place.config(1, &issue(&place, "certs", "n1")));
     place.import(0, &place.sqlite_file(100));
     place.assert_replicated();
     eventually("the primary names the replica by its certificate", || {
@@ -288,7 +189,7 @@ fn nodes_with_certificates_follow_each_other_and_a_foreign_authority_is_refused(
     });
     assert_eq!(replica.terminate().code(), Some(0));
 
-    let foreign = Daemon::start(&place, 1, &place.config(1, &issue(&place, "foreign", "n1")));
+    let foreign = start(&place, 1, &place.config(1, &issue(&place, "foreign", "n1")));
     eventually("the foreign node says why", || {
         let log = foreign.log();
         log.contains("no connection to the primary") && log.contains("certificate")

@@ -2,7 +2,10 @@
 //!
 //! `LITEFS_KILLS=10000 cargo nextest run -p litefs-tests kill` for more than the usual number.
 
-mod support;
+#[path = "support/app.rs"]
+mod app;
+#[path = "support/ledger.rs"]
+mod ledger;
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -10,8 +13,9 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use app::App;
+use ledger::{Ledger, rounds};
 use litefs_store::{Options, Store};
-use support::{App, Ledger, rounds};
 
 fn rows(store: &Store) -> BTreeSet<i64> {
     let connection = litefs_vfs::open(store, "app.db").unwrap();

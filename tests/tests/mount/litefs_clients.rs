@@ -1,0 +1,68 @@
+//! LiteFS's own clients, unmodified.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::place::{Place, is_plain};
+use crate::shell::{printed, python, sql};
+
+const PACKAGES: [&str; 2] = ["litefs-js@2.0.2", "express@5.1.0"];
+
+/// The packages from npm, installed once into the build's directory.
+fn npm_packages() -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("npm");
+    if !dir.join("installed").exists() {
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("package.json"), "{\"private\": true, \"type\": \"module\"}").unwrap();
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--no-audit", "--no-fund", "--save-exact"]).args(PACKAGES);
+        let output = npm.current_dir(&dir).output().expect("npm is installed");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "npm install {PACKAGES:?} failed: {error}");
+        fs::write(dir.join("installed"), "").unwrap();
+    }
+    dir
+}
+
+#[test]
+fn the_npm_package_litefs_js_works_on_primary_and_replica() {
+    if is_plain() {
+        return;
+    }
+    let dir = npm_packages();
+    fs::write(dir.join("app.mjs"), include_str!("litefs_js_app.mjs")).unwrap();
+    fs::write(dir.join("test.mjs"), include_str!("litefs_js.mjs")).unwrap();
+    let place = Place::pair();
+    let setup = "CREATE TABLE t(id INTEGER PRIMARY KEY, x); INSERT INTO t(x) VALUES (1)";
+    sql(&place.db("app.db"), &format!("PRAGMA journal_mode=wal; {setup}"));
+    place.wait_for_replica("app.db");
+    crate::daemon::eventually("the replica names the primary", || place.copy(".primary").exists());
+    let mut node = Command::new("node");
+    node.arg("test.mjs").args(place.nodes.iter().map(|node| &node.mount)).arg("app.mjs");
+    assert_eq!(printed(node.current_dir(&dir)), "ok");
+    place.check_replica("app.db");
+}
+
+#[test]
+fn the_halt_lock_is_granted_on_the_primary_and_refused_cleanly_elsewhere() {
+    if is_plain() {
+        return;
+    }
+    let place = Place::pair();
+    place.sql("a.db", "CREATE TABLE t(x); INSERT INTO t VALUES (1)");
+    place.wait_for_replica("a.db");
+    let ask =
+        |path: PathBuf| printed(&mut python(include_str!("halt.py"), &[path.to_str().unwrap()]));
+    let primary = ask(place.db("a.db-lock"));
+    let refused = "read lock ENOSYS\nwithout waiting ENOSYS\nanother byte EINVAL\ntwo bytes EINVAL";
+    let granted = "lock granted\nagain granted\nunlock granted\nafter unlock granted";
+    assert_eq!(primary, format!("{refused}\n{granted}"));
+    let replica = ask(place.copy("a.db-lock"));
+    let unsupported = "lock ENOTSUP\nagain ENOTSUP\nunlock granted\nafter unlock ENOTSUP";
+    // One number with two names.
+    let replica = replica.replace("EOPNOTSUPP", "ENOTSUP");
+    assert_eq!(replica, format!("{refused}\n{unsupported}"));
+    place.sql("a.db", "INSERT INTO t VALUES (2)");
+    place.check("a.db");
+}

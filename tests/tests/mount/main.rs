@@ -1,0 +1,22 @@
+//! The mount, end to end: real daemons, real mounts, the sqlite3 shell, Python and Node.
+//!
+//! Most scenarios do the same on a plain directory, and compare. `LITEFS_TESTS_PLAIN=1` runs them
+//! on plain directories alone: what fails then is wrong in the test.
+
+#[path = "../support/daemon.rs"]
+mod daemon;
+#[path = "../support/ledger.rs"]
+mod ledger;
+mod place;
+mod shell;
+
+mod concurrency;
+mod files;
+mod full_disk;
+mod in_process;
+mod kills;
+mod litefs_clients;
+mod matrix;
+mod replica;
+mod shutdown;
+mod sqlite;
