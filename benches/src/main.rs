@@ -7,6 +7,7 @@
 
 mod commits;
 mod database;
+mod mount;
 mod reads;
 mod replication;
 mod report;
@@ -18,7 +19,7 @@ use report::Report;
 
 type Bench = fn(&std::path::Path, &mut Report);
 
-const BENCHES: [(&str, Bench); 8] = [
+const BENCHES: [(&str, Bench); 9] = [
     ("disk", commits::disk),
     ("commits", commits::single_rows),
     ("bulk", commits::bulk),
@@ -27,6 +28,7 @@ const BENCHES: [(&str, Bench); 8] = [
     ("start", start::open_a_gigabyte),
     ("delay", replication::delay),
     ("catchup", replication::catching_up),
+    ("mount", mount::all),
 ];
 
 fn main() {
@@ -35,6 +37,11 @@ fn main() {
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
+            mount::SERVE => {
+                let dir = args.next().map(PathBuf::from).expect("a directory");
+                let replicas = args.next().and_then(|n| n.parse().ok()).expect("a number");
+                return mount::serve(&dir, replicas);
+            }
             "--dir" => dir = args.next().map(PathBuf::from).expect("--dir needs a directory"),
             name => wanted.push(name.to_owned()),
         }

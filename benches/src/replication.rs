@@ -97,7 +97,7 @@ pub fn catching_up(dir: &Path, report: &mut Report) {
     let again = replica(&dir.join("replica"), &primary);
     wait(&primary, &again);
     rate(report, "catch-up with 100 commits of 10 MB", bytes, start.elapsed());
-    let memory = resident() / 1e6;
+    let memory = resident_of("self") / 1e6;
     report.row(
         "memory (RSS) with both nodes in one process",
         "-".into(),
@@ -112,9 +112,10 @@ fn rate(report: &mut Report, what: &str, bytes: u64, elapsed: Duration) {
     report.row(what, "-".into(), format!("{seconds:.2} s"), speed);
 }
 
-/// Bytes of memory that this process has now.
-fn resident() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/status").expect("/proc/self/status");
+/// Bytes of memory that a process has now.
+pub fn resident_of(process: &str) -> f64 {
+    let path = format!("/proc/{process}/status");
+    let text = std::fs::read_to_string(path).expect("a process's status");
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
     let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
     kilobytes * 1024.0
