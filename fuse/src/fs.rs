@@ -24,7 +24,7 @@ use crate::db::{MountedDb, Part, Result};
 use crate::errno;
 use crate::locks::{Lock, LockKind, Owner, Range};
 use crate::name::{self, DbFile, FileKind};
-use crate::pool::{Lane, Pool};
+use crate::pool::{Lane, OnlyClient, Pool};
 use crate::requests::{Mounted, Opened, describe};
 use crate::spin::Spin;
 use crate::tree::{Node, TTL};
@@ -97,12 +97,18 @@ pub(crate) struct Served {
     mounted: Arc<Mounted>,
     pool: Pool,
     spin: Arc<OnceLock<Spin>>,
+    client: OnlyClient,
 }
 
 impl Served {
     /// Serves a mounted file system.
     pub(crate) fn new(mounted: Mounted) -> io::Result<Self> {
-        Ok(Self { mounted: Arc::new(mounted), pool: Pool::start()?, spin: Arc::default() })
+        Ok(Self {
+            mounted: Arc::new(mounted),
+            pool: Pool::start()?,
+            spin: Arc::default(),
+            client: OnlyClient::default(),
+        })
     }
 
     /// Where to put what looks out for requests, once there is a session.
@@ -110,19 +116,28 @@ impl Served {
         self.spin.clone()
     }
 
-    /// Answers a request on this thread, or on another if it, or somebody before it, may have to
-    /// wait for the disk.
-    fn answer(&self, effort: Effort, request: impl FnOnce(&Mounted) + Send + 'static) {
+    /// A request has come.
+    fn arrived(&self, request: &Request) {
+        self.client.asks(request.pid());
         if let Some(spin) = self.spin.get() {
             spin.request();
         }
+    }
+
+    /// Answers a request on this thread, or on another if it, or somebody before it, may have to
+    /// wait for the disk. (If one client is all there is, nobody else is kept waiting: then
+    /// here too, as handing it over takes longer than it gains.)
+    fn answer(&self, effort: Effort, request: impl FnOnce(&Mounted) + Send + 'static) {
         match effort {
             Effort::Little => request(&self.mounted),
+            Effort::MayWait(Some(Wait { short: true, .. })) if self.client.is_alone() => {
+                request(&self.mounted);
+            }
             Effort::MayWait(lane) => {
                 let mounted = self.mounted.clone();
                 let request = move || request(&mounted);
                 match lane {
-                    Some(lane) => lane.run(&self.pool, request),
+                    Some(wait) => wait.lane.run(&self.pool, request),
                     None => self.pool.run(request),
                 }
             }
@@ -155,12 +170,23 @@ enum Effort {
     /// No disk.
     Little,
     /// The disk, or somebody who waits for it.
-    MayWait(Option<Arc<Lane>>),
+    MayWait(Option<Wait>),
+}
+
+/// What may be waited for.
+struct Wait {
+    lane: Arc<Lane>,
+    /// No longer than a sync takes.
+    short: bool,
 }
 
 impl Effort {
     fn of(db: &MountedDb, waits: bool) -> Self {
-        if waits || db.lane.is_busy() { Self::MayWait(Some(db.lane.clone())) } else { Self::Little }
+        let busy = db.lane.is_busy();
+        if !waits && !busy {
+            return Self::Little;
+        }
+        Self::MayWait(Some(Wait { lane: db.lane.clone(), short: !busy && db.commits_little() }))
     }
 }
 
@@ -187,7 +213,8 @@ impl Filesystem for Served {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.arrived(req);
         let name = name.to_owned();
         self.answer(self.effort_by_name(&name, |_, _| false), move |fs| {
             let result = fs.lookup_name(parent, &name);
@@ -211,7 +238,8 @@ impl Filesystem for Served {
         self.mounted.tree.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.arrived(req);
         self.answer(self.effort(ino, |_, _| false), move |fs| {
             let result = fs.attributes_of(ino, fh);
             fs.log(format_args!("getattr {ino}"), &result);
@@ -224,7 +252,7 @@ impl Filesystem for Served {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _mode: Option<u32>,
         _uid: Option<u32>,
@@ -240,6 +268,7 @@ impl Filesystem for Served {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.arrived(req);
         self.answer(
             self.effort(ino, |db, part| size.is_some() && db.may_commit(part)),
             move |fs| {
@@ -254,7 +283,8 @@ impl Filesystem for Served {
         );
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.arrived(req);
         let name = name.to_owned();
         self.answer(
             self.effort_by_name(&name, |db, part| part == Part::Main || db.may_commit(part)),
@@ -266,7 +296,8 @@ impl Filesystem for Served {
         );
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.arrived(req);
         self.answer(self.effort(ino, |_, _| false), move |fs| {
             let for_writing = flags.acc_mode() != OpenAccMode::O_RDONLY;
             let register = |file: &File| reply.open_backing(file);
@@ -287,7 +318,7 @@ impl Filesystem for Served {
 
     fn create(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         _mode: u32,
@@ -295,6 +326,7 @@ impl Filesystem for Served {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        self.arrived(req);
         let name = name.to_owned();
         self.answer(self.effort_by_name(&name, |_, _| false), move |fs| {
             let register = |file: &File| reply.open_backing(file);
@@ -319,7 +351,7 @@ impl Filesystem for Served {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -328,6 +360,7 @@ impl Filesystem for Served {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.arrived(req);
         self.answer(self.effort(ino, |_, part| part == Part::Main), move |fs| {
             let result = fs.read_file(ino, fh, offset, size as usize);
             fs.log(format_args!("read {ino} at {offset} for {size}"), &result);
@@ -340,7 +373,7 @@ impl Filesystem for Served {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -350,6 +383,7 @@ impl Filesystem for Served {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.arrived(req);
         let waits = |db: &MountedDb, part| {
             part == Part::Wal && db.syncs_each_commit() || offset == 0 && db.may_commit(part)
         };
@@ -363,12 +397,13 @@ impl Filesystem for Served {
 
     fn flush(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        self.arrived(req);
         self.answer(self.effort(ino, |_, _| false), move |fs| {
             let result = fs.with_part(ino, |db, part| {
                 db.owner_closed(part, Owner(owner.0), fh.0);
@@ -381,7 +416,7 @@ impl Filesystem for Served {
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -389,6 +424,7 @@ impl Filesystem for Served {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.arrived(req);
         self.answer(self.effort(ino, |_, _| false), move |fs| {
             let result = fs.tree.node(ino.0).map(|node| fs.close(&node, fh.0));
             fs.log(format_args!("release {ino}"), &result);
@@ -398,12 +434,13 @@ impl Filesystem for Served {
 
     fn fsync(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        self.arrived(req);
         self.answer(self.effort(ino, |_, part| part == Part::Wal), move |fs| {
             let result = fs.with_part(ino, |db, part| db.sync(part));
             fs.log(format_args!("fsync {ino}"), &result);
@@ -419,12 +456,13 @@ impl Filesystem for Served {
 
     fn readdir(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        self.arrived(req);
         self.answer(Effort::MayWait(None), move |fs| {
             let entries = fs.tree.list();
             for entry in entries.iter().filter(|entry| entry.cookie > offset) {
@@ -474,7 +512,7 @@ impl Filesystem for Served {
 
     fn getlk(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         lock_owner: LockOwner,
@@ -484,6 +522,7 @@ impl Filesystem for Served {
         pid: u32,
         reply: ReplyLock,
     ) {
+        self.arrived(req);
         self.answer(self.effort(ino, |_, _| false), move |fs| {
             let range = Range { start, end };
             let kind = lock_kind(typ).and_then(|kind| kind.ok_or(Errno::EINVAL));
@@ -509,7 +548,7 @@ impl Filesystem for Served {
 
     fn setlk(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         lock_owner: LockOwner,
@@ -520,6 +559,7 @@ impl Filesystem for Served {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
+        self.arrived(req);
         let kind = match lock_kind(typ) {
             Ok(kind) => kind,
             Err(errno) => return reply.error(errno),
@@ -551,13 +591,14 @@ impl Filesystem for Served {
     /// There are no holes.
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        self.arrived(req);
         self.answer(self.effort(ino, |_, _| false), move |fs| {
             match fs.seek(ino, fh, offset, whence) {
                 Ok(offset) => reply.offset(offset),

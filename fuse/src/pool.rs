@@ -7,8 +7,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -107,10 +109,40 @@ fn run_safely(job: impl FnOnce()) {
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
 }
 
+/// Whether all requests of the last second were one client's.
+#[derive(Debug)]
+pub(crate) struct OnlyClient {
+    started: Instant,
+    thread: AtomicU32,
+    /// Nanoseconds after `started`.
+    since: AtomicU64,
+}
+
+impl Default for OnlyClient {
+    fn default() -> Self {
+        Self { started: Instant::now(), thread: AtomicU32::new(0), since: AtomicU64::new(0) }
+    }
+}
+
+impl OnlyClient {
+    /// A thread sends a request; 0 is the kernel itself.
+    pub(crate) fn asks(&self, thread: u32) {
+        if thread != 0 && thread != self.thread.load(Ordering::Relaxed) {
+            self.thread.store(thread, Ordering::Relaxed);
+            self.since.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// True if no other has sent one for a second.
+    pub(crate) fn is_alone(&self) -> bool {
+        let since = Duration::from_nanos(self.since.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(since) >= Duration::from_secs(1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{RecvTimeoutError, channel};
-    use std::time::Duration;
 
     use super::*;
 
@@ -139,6 +171,20 @@ mod tests {
         let all: Vec<_> =
             (0..3 * THREADS).map(|_| finished.recv_timeout(PATIENCE).unwrap()).collect();
         assert_eq!(all.len(), 3 * THREADS);
+    }
+
+    #[test]
+    fn a_client_is_alone_only_after_a_second_without_another() {
+        let client = OnlyClient::default();
+        client.asks(7);
+        assert!(!client.is_alone(), "it has only come");
+        std::thread::sleep(Duration::from_millis(1100));
+        client.asks(7);
+        client.asks(0); // the kernel
+        assert!(client.is_alone());
+        client.asks(8);
+        client.asks(7);
+        assert!(!client.is_alone());
     }
 
     #[test]

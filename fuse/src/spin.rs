@@ -4,7 +4,7 @@
 //! wake each other in turn, often on two processors. Waking an idle one takes 20 µs in a virtual
 //! machine, many times what the request takes. So while requests come one after the other, the
 //! serving thread does not sleep in between: its device answers "nothing yet" at once, and the loop
-//! that reads it asks again. After half a millisecond or so without a request it sleeps.
+//! that reads it asks again. After a millisecond or two without a request it sleeps.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 /// Requests that follow each other so closely are one client's, or many clients'.
-const CLOSE: Duration = Duration::from_micros(200);
+const CLOSE: Duration = Duration::from_millis(1);
 /// So many of them in a row begin the lookout.
-const BURST: u32 = 16;
+const BURST: u32 = 8;
 /// How often the other thread looks whether there were any.
-const PAUSE: Duration = Duration::from_micros(500);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// See the module's text.
 #[derive(Debug)]

@@ -303,6 +303,14 @@ impl MountedDb {
         part == Part::Journal && self.main.try_read().is_none_or(|main| main.change.is_some())
     }
 
+    /// True if what a running transaction has written is appended to the log in less time than a
+    /// sync takes.
+    pub(crate) fn commits_little(&self) -> bool {
+        const PAGES: usize = 64;
+        let little = |change: &main_file::Change| change.written.len() <= PAGES;
+        self.main.try_read().is_some_and(|main| main.change.as_ref().is_none_or(little))
+    }
+
     /// True if commits through the WAL are synced at once, whatever their clients ask for.
     pub(crate) fn syncs_each_commit(&self) -> bool {
         self.shared.store.durability() == Durability::Full
