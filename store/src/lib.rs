@@ -13,6 +13,7 @@ mod db;
 mod error;
 mod filecache;
 mod gate;
+pub mod header;
 mod name;
 mod node_file;
 mod options;

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-/// SQLite reads at most this much of page 1 before it knows the page size.
-pub(crate) const HEADER_LEN: usize = 100;
+// SQLite reads at most so much of page 1 before it knows the page size.
+pub(crate) use litefs_store::header::{HEADER_LEN, page_count, page_size};
+
 /// Change counter, size in pages and freelist: the bytes by which SQLite validates its page cache.
 pub(crate) const TAG: Range<usize> = 24..40;
 
@@ -47,22 +48,6 @@ pub(crate) fn shift_cookie(bytes: &mut [u8], offset: u64, by: u32) {
     let Some(field) = bytes.get_mut(COOKIE.start - skip..COOKIE.end - skip) else { return };
     let cookie = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
     field.copy_from_slice(&cookie.wrapping_add(by).to_be_bytes());
-}
-
-/// The page size that the header names (not checked: it may be no valid one).
-pub(crate) fn page_size(header: &[u8; HEADER_LEN]) -> u32 {
-    match u16::from_be_bytes([header[16], header[17]]) {
-        1 => 65536,
-        size => u32::from(size),
-    }
-}
-
-/// The size in pages that the header names; `None` if it is from a SQLite so old (before 3.7.0)
-/// that it did not keep it.
-pub(crate) fn page_count(header: &[u8; HEADER_LEN]) -> Option<u32> {
-    let kept = header[24..28] == header[92..96];
-    let count = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
-    Some(count).filter(|&count| kept && count > 0)
 }
 
 #[cfg(test)]

@@ -25,17 +25,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use fuser::Errno;
+use litefs_store::header::{self, HEADER_LEN};
 use litefs_store::{Durability, PageSize, Pgno, Pos};
-use parking_lot::RwLockWriteGuard;
 
 use super::advance::announcing_own_commit;
 use super::main_file::{Change, Extent, MainFile, merge};
 use super::{MountedDb, Part, Result};
 use crate::errno;
 use crate::journal;
-
-/// SQLite's header in page 1 as far as it is looked at here.
-const HEADER_LEN: usize = 100;
 
 /// The `-journal` file.
 #[derive(Debug, Default)]
@@ -435,32 +432,26 @@ fn roll_back(main: &mut MainFile) -> Vec<Extent> {
 /// The database's size after the transaction: as page 1 says, since SQLite cuts the file only
 /// after the commit; by the file's length where no SQLite of today wrote page 1.
 fn commit_size(main: &MainFile) -> Result<u32> {
-    let (Some(change), Some(writer)) = (&main.change, &main.writer) else {
-        return Err(Errno::EIO);
-    };
+    let change = main.change.as_ref().ok_or(Errno::EIO)?;
     let by_length = u32::try_from(change.len / change.page_size.len() as u64).unwrap_or(u32::MAX);
+    Ok(match written_header(main)? {
+        Some(header) => header::page_count(&header).unwrap_or(by_length),
+        None => main.tip().page_count().max(1).min(by_length),
+    })
+}
+
+/// The header in the page 1 that the transaction wrote, if it did.
+fn written_header(main: &MainFile) -> Result<Option<[u8; HEADER_LEN]>> {
     let mut header = [0; HEADER_LEN];
-    if !writer.read_within_page(Pgno::FIRST, 0, &mut header).map_err(|e| errno::of(&e))? {
-        return Ok(main.tip().page_count().max(1).min(by_length));
-    }
-    let word = |at: usize| {
-        u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-    };
-    Ok(if word(24) == word(92) && word(28) > 0 { word(28) } else { by_length })
+    let writer = main.writer.as_ref().ok_or(Errno::EIO)?;
+    let written = writer.read_within_page(Pgno::FIRST, 0, &mut header);
+    Ok(written.map_err(|e| errno::of(&e))?.then_some(header))
 }
 
 /// The page size in the written page 1, if it is not the one that the database has.
 fn new_page_size(main: &MainFile) -> Result<Option<PageSize>> {
-    let (Some(change), Some(writer)) = (&main.change, &main.writer) else { return Ok(None) };
-    let mut size = [0; 2];
-    if !writer.read_within_page(Pgno::FIRST, 16, &mut size).map_err(|e| errno::of(&e))? {
-        return Ok(None);
-    }
-    let bytes = match u32::from(u16::from_be_bytes(size)) {
-        1 => 65536,
-        bytes => bytes,
-    };
-    Ok(PageSize::new(bytes).filter(|size| *size != change.page_size))
+    let named = written_header(main)?.and_then(|header| PageSize::new(header::page_size(&header)));
+    Ok(named.filter(|size| main.page_size() != Some(*size)))
 }
 
 /// Commits, as one, the transactions of those databases whose journals name the super-journal. If
@@ -469,27 +460,19 @@ pub(crate) fn commit_together(databases: &[Arc<MountedDb>], super_journal: &str)
     let mut databases: Vec<_> = databases.iter().collect();
     databases.sort_by(|a, b| a.name().cmp(b.name()));
     databases.dedup_by(|a, b| a.name() == b.name());
-    let journals: Vec<_> = databases.iter().map(|db| db.journal.lock()).collect();
-    let mut mains: Vec<_> = databases.iter().map(|db| db.main.write()).collect();
-    let all = || databases.iter().zip(&journals);
-    for index in 0..mains.len() {
-        let (db, journal) = all().nth(index).expect("BUG: one journal each");
-        let main: &mut RwLockWriteGuard<'_, MainFile> = &mut mains[index];
-        if main.change.is_none() || !journal.names(super_journal) {
-            continue;
-        }
+    let mut taking_part: Vec<_> = databases
+        .into_iter()
+        .map(|db| (db, db.journal.lock(), db.main.write()))
+        .filter(|(_, journal, main)| main.change.is_some() && journal.names(super_journal))
+        .collect();
+    for index in 0..taking_part.len() {
+        let (db, journal, main) = &mut taking_part[index];
         if let Err(error) = db.prepare(main, journal.durability()) {
-            mains[..index]
-                .iter_mut()
-                .filter_map(|main| main.writer.as_mut())
-                .for_each(|w| w.take_back());
+            let prepared = taking_part[..index].iter_mut();
+            prepared.filter_map(|(_, _, main)| main.writer.as_mut()).for_each(|w| w.take_back());
             return Err(error);
         }
     }
-    for (index, (db, journal)) in all().enumerate() {
-        if journal.names(super_journal) {
-            db.publish(&mut mains[index]);
-        }
-    }
+    taking_part.iter_mut().for_each(|(db, _, main)| db.publish(main));
     Ok(())
 }

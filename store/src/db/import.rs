@@ -11,10 +11,10 @@ use super::install::Installation;
 use super::overlay::{LOCAL_LIMIT, Overlay};
 use super::published::StateAt;
 use super::token::HeldToken;
+use crate::header::{self, HEADER_LEN};
 use crate::{Durability, Error, Result};
 
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
-const HEADER_LEN: usize = 100;
 /// Where SQLite keeps the number by which connections notice a changed schema.
 const SCHEMA_COOKIE: std::ops::Range<usize> = 40..44;
 /// How long an import or a drop waits for a writer to finish.
@@ -71,7 +71,7 @@ impl Db {
         let (page_size, first) = self.read_first_page(source)?;
         let mut installation = Installation::begin(self, page_size)?;
         let mut page = first;
-        let stated = stated_pages(&page);
+        let stated = page.first_chunk().and_then(header::page_count);
         let newest = self.content().published.read().newest;
         if made_from.is_none() {
             self.renew_schema_cookie(&newest, &mut page)?;
@@ -107,16 +107,16 @@ impl Db {
     }
 
     fn read_first_page(&self, source: &mut dyn Read) -> Result<(PageSize, Vec<u8>)> {
-        let mut page = vec![0; HEADER_LEN];
-        let read = fill(source, &mut page).map_err(|e| self.source_error(e))?;
-        if read < HEADER_LEN || &page[..16] != MAGIC {
+        let mut head = [0; HEADER_LEN];
+        let read = fill(source, &mut head).map_err(|e| self.source_error(e))?;
+        if read < HEADER_LEN || &head[..16] != MAGIC {
             return Err(self.not_sqlite("it does not begin like a SQLite database".into()));
         }
-        let stated = u32::from(u16::from_be_bytes([page[16], page[17]]));
-        let bytes = if stated == 1 { 65536 } else { stated };
-        let Some(page_size) = PageSize::new(bytes) else {
+        let stated = header::page_size(&head);
+        let Some(page_size) = PageSize::new(stated) else {
             return Err(self.not_sqlite(format!("its header states a page size of {stated}")));
         };
+        let mut page = head.to_vec();
         page.resize(page_size.len(), 0);
         let rest = fill(source, &mut page[HEADER_LEN..]).map_err(|e| self.source_error(e))?;
         if HEADER_LEN + rest < page_size.len() {
@@ -150,19 +150,8 @@ impl Db {
 }
 
 fn schema_cookie(page: &[u8]) -> u32 {
-    be32(page, SCHEMA_COOKIE.start)
-}
-
-/// The number of pages by SQLite's header, where that is valid (it counts only if the change
-/// counter is the one for which it was written).
-fn stated_pages(page: &[u8]) -> Option<u32> {
-    (be32(page, 24) == be32(page, 92)).then(|| be32(page, 28)).filter(|&pages| pages > 0)
-}
-
-fn be32(page: &[u8], offset: usize) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&page[offset..offset + 4]);
-    u32::from_be_bytes(word)
+    let [.., a, b, c, d] = page[..SCHEMA_COOKIE.end] else { return 0 };
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// Reads until `buf` is full or the source ends.
