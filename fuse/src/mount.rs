@@ -125,7 +125,6 @@ pub enum MountError {
 pub struct Mount {
     dir: PathBuf,
     session: Option<Running>,
-    shared: Arc<Shared>,
     /// What the store learns from elsewhere becomes visible.
     watcher: Option<Watcher>,
     /// The tree hears of databases that appear.
@@ -184,7 +183,6 @@ impl Mount {
         Ok(Self {
             dir,
             session: Some(running),
-            shared,
             watcher: Some(watcher),
             subscription: Some(subscription),
         })
@@ -207,8 +205,6 @@ impl Mount {
             tracing::warn!("{}: requests are still served after unmounting", self.dir.display());
         }
         self.watcher = None;
-        // They hold what they share.
-        self.shared.mounted.write().clear();
     }
 }
 

@@ -8,8 +8,8 @@
 //! state, the kernel forgets the pages that are different in it, the WAL is empty, and the
 //! wal-index says so, under a number that tells clients to drop their caches.
 //!
-//! All of this, and every other notification of the kernel, is done by one thread, the *mover*:
-//! the kernel may have to wait for answers to requests before it can forget a page.
+//! All of this is done by one thread, the *mover*: the kernel may have to wait for answers to
+//! requests before it can forget a page, so that no thread that serves them may tell it to.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -200,7 +200,7 @@ impl MountedDb {
     fn attend(&self, now: Instant) -> Option<Instant> {
         self.clean();
         if !self.is_behind() {
-            self.let_in();
+            self.unpark();
             return None;
         }
         let quiet = {
@@ -240,20 +240,13 @@ impl MountedDb {
         }
         if let Some(at) = access.not_before.filter(|at| now < *at) {
             drop(access);
-            self.let_in(); // they were parked for something else, which is done
+            self.unpark(); // they were parked for something else, which is done
             return Some(at);
         }
         let until = now + access.patience;
         access.park();
         access.parked_until = Some(until);
         Some(until)
-    }
-
-    fn let_in(&self) {
-        let parking = self.access.lock().parking;
-        if parking {
-            self.unpark();
-        }
     }
 
     /// Removes what a client that went away has left in the kernel's cache.

@@ -298,11 +298,11 @@ impl MountedDb {
         let checkpointing = self.is_checkpointing();
         let wal = self.wal.lock();
         let mut main = self.main.write();
-        let page = main.page_size().filter(|size| size.len() == data.len());
-        let pgno = page.and_then(|size| Pgno::at_offset(offset, size));
-        let aligned = pgno.zip(page).filter(|(pgno, size)| pgno.offset(*size) == offset);
-        let found = aligned.filter(|_| checkpointing);
-        let Some((file, at)) = found.and_then(|(pgno, _)| wal.find(pgno, data)) else {
+        let page_size = main.page_size().filter(|size| checkpointing && size.len() == data.len());
+        let begins_at = |size| Pgno::at_offset(offset, size).filter(|p| p.offset(size) == offset);
+        let pgno = page_size.and_then(begins_at);
+        let Some((pgno, (file, at))) = pgno.and_then(|pgno| Some((pgno, wal.find(pgno, data)?)))
+        else {
             tracing::warn!(
                 db = %self.name(),
                 "refused a write to the database file that no journal covers and that is no \
@@ -312,7 +312,6 @@ impl MountedDb {
             );
             return Err(Errno::EIO);
         };
-        let (pgno, _) = aligned.ok_or(Errno::EIO)?;
         main.backfill(pgno, &file, at);
         Ok(())
     }

@@ -24,7 +24,7 @@ use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::Errno;
 use litefs_store::{Database, DbName, Durability, Pos, Store};
@@ -41,6 +41,7 @@ use crate::errno;
 use crate::kernel::Kernel;
 use crate::locks::{Lock, Owner, Range};
 use crate::pool::Lane;
+use crate::special;
 
 /// Results whose error goes to the client as it is.
 pub(crate) type Result<T> = std::result::Result<T, Errno>;
@@ -186,8 +187,7 @@ impl MountedDb {
             Part::Wal => self.wal.lock().len(),
             Part::Shm => self.shm.lock().len(),
         };
-        let ms = u64::try_from(self.database.timestamp_ms()).unwrap_or(0);
-        let mtime = SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
+        let mtime = special::time(self.database.timestamp_ms());
         size.map(|size| Attributes { size, mtime })
     }
 

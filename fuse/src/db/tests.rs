@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use litefs_store::Store;
 use rusqlite::Connection;

@@ -15,6 +15,7 @@ use fuser::Errno;
 use litefs_store::{Durability, Pgno};
 
 use super::advance::announcing_own_commit;
+use super::main_file::MainFile;
 use super::{MountedDb, Result};
 use crate::errno;
 use crate::wal::{Chain, Commit, FRAME_HEAD_LEN, WalHeader};
@@ -210,12 +211,7 @@ impl MountedDb {
         Ok(())
     }
 
-    fn commit_frames(
-        &self,
-        wal: &mut Wal,
-        commit: &Commit,
-        main: &mut super::main_file::MainFile,
-    ) -> Result<()> {
+    fn commit_frames(&self, wal: &mut Wal, commit: &Commit, main: &mut MainFile) -> Result<()> {
         let (Some(file), Some(chain)) = (wal.file.clone(), &wal.chain) else {
             return Err(Errno::ESTALE);
         };
