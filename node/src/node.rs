@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use crate::config::{self, Config, ConfigError};
+use crate::forward::replica::Forwarding;
 use crate::http::{self, NodeView, ReplicaStatus, Role};
 use crate::lease::{Assignment, Primary, StaticLease};
 use crate::replication::follow::{Follow, Follower};
@@ -107,6 +108,7 @@ struct Shared {
     endpoint: Endpoint,
     addr: SocketAddr,
     role: watch::Sender<Role>,
+    forwarding: Arc<Forwarding>,
     part: Mutex<Part>,
     /// How many changes of role are done, and how the last one went.
     changes: watch::Sender<(u64, Result<(), String>)>,
@@ -145,6 +147,9 @@ impl Node {
             endpoint
         };
         let lease = StaticLease::new(primary, store.epoch());
+        let every = config.replication.forward_writes;
+        let forwarding = Arc::new(Forwarding::new(runtime.handle().clone(), every));
+        store.set_remote(Some(forwarding.clone()));
         let shared = Arc::new(Shared {
             store,
             config,
@@ -152,6 +157,7 @@ impl Node {
             endpoint,
             addr: sockets.addr,
             role: watch::Sender::default(),
+            forwarding,
             part: Mutex::new(Part::None),
             changes: watch::Sender::new((0, Ok(()))),
         });
@@ -566,6 +572,7 @@ impl Conductor {
             tls: shared.tls.clone(),
             target: of,
             filter: shared.config.lease.databases.clone(),
+            forwarding: shared.forwarding.clone(),
             linked: Box::new(move |welcome| {
                 let primary_hostname = welcome.map(|w| w.hostname.clone());
                 let primary_url = Some(url.clone());

@@ -11,9 +11,10 @@ use litefs_ltx::{PageSize, Pos, Txid};
 use crate::db::Db;
 use crate::db::compacted::CompactedRecord;
 use crate::db::cursor::{LogCursor, Relation};
+use crate::db::hold::Hold;
 use crate::db::snapshot::Snapshot;
 use crate::db::writer::Writer;
-use crate::{DbName, Durability, Result};
+use crate::{DbName, Durability, Error, Result};
 
 /// One database. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -134,6 +135,42 @@ impl Database {
     /// `Timeout`; `Corrupt`; `Closed`.
     pub fn wait_for(&self, txid: Txid, timeout: Duration) -> Result<Pos> {
         self.0.wait_for(txid, timeout)
+    }
+
+    /// True if its clients may write it here: this node may commit, or the primary does it for
+    /// them.
+    pub fn is_writable(&self) -> bool {
+        self.0.shared.gate.is_open() || self.is_remote()
+    }
+
+    /// True if writers have to [`reach`](Database::reach) for the primary's right to write first.
+    pub fn is_remote(&self) -> bool {
+        self.0.shared.remote_for(&self.0.name).is_some()
+    }
+
+    /// Takes the primary's right to write if this node may not commit itself, and waits until
+    /// everything is here. It is kept for a moment, for [`Database::begin_write`].
+    ///
+    /// # Errors
+    /// `Busy` if another node writes, or `timeout` has passed; `ReadOnly` with the reason.
+    pub fn reach(&self, timeout: Duration) -> Result<()> {
+        let Some(remote) = self.0.shared.remote_for(&self.0.name) else { return Ok(()) };
+        let deadline = crate::clock::after(timeout);
+        let pos = remote.reach(&self.0.name, timeout).map_err(|e| e.on(&self.0.name))?;
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        match self.0.wait_for(pos.txid, left) {
+            Err(Error::Timeout { db, .. }) => Err(Error::Busy { db }),
+            other => other.map(drop),
+        }
+    }
+
+    /// Holds the right to write for a client of another node; waits for local writers, at most
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// `Busy`; `ReadOnly` if this node may not commit; `Corrupt`, `Closed`.
+    pub fn hold(&self, timeout: Duration) -> Result<Hold> {
+        Hold::take(&self.0, timeout)
     }
 
     /// Becomes the one writer, if `snapshot` is the newest position.

@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Gone,
     /// Waited too long.
     Timeout,
+    /// A commit may have been made, or not.
+    Unconfirmed,
     /// The store is closed.
     Closed,
 }
@@ -173,6 +175,14 @@ pub enum Error {
         /// The transaction waited for.
         wanted: litefs_ltx::Txid,
     },
+    /// A commit was made, but whether it lasts is not known.
+    #[error("whether the commit to database {db} was made is not known: {reason}")]
+    Unconfirmed {
+        /// The database.
+        db: DbName,
+        /// Whose answer is missing, and why.
+        reason: String,
+    },
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
@@ -195,6 +205,7 @@ impl Error {
             Self::BadRecord { .. } | Self::Mismatch { .. } => ErrorKind::Mismatch,
             Self::Gone { .. } => ErrorKind::Gone,
             Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::Unconfirmed { .. } => ErrorKind::Unconfirmed,
             Self::Closed => ErrorKind::Closed,
         }
     }

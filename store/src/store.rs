@@ -13,6 +13,7 @@ use crate::db::Db;
 use crate::error::IoContext;
 use crate::gate::WriteGate;
 use crate::node_file::{NODE_FILE, NodeFile};
+use crate::remote::Remote;
 use crate::shared::{Shared, Subscription};
 use crate::{Database, DbName, DirLock, Durability, Error, Options, Result, Storage};
 
@@ -165,6 +166,11 @@ impl Store {
     /// Decides whether commits are allowed.
     pub fn gate(&self) -> &WriteGate {
         &self.0.shared.gate
+    }
+
+    /// Lets this node's clients write through the primary, while the gate is closed.
+    pub fn set_remote(&self, remote: Option<Arc<dyn Remote>>) {
+        *self.0.shared.remote.write() = remote;
     }
 
     /// The store's monotonic clock, by which the gate measures deadlines.

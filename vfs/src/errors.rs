@@ -45,7 +45,11 @@ fn code_of(kind: ErrorKind) -> c_int {
         ErrorKind::Full => SQLITE_FULL,
         ErrorKind::Corrupt => SQLITE_CORRUPT,
         ErrorKind::NotFound | ErrorKind::Invalid => SQLITE_CANTOPEN,
-        ErrorKind::Io | ErrorKind::Mismatch | ErrorKind::Gone | ErrorKind::Closed => SQLITE_IOERR,
+        ErrorKind::Io
+        | ErrorKind::Mismatch
+        | ErrorKind::Gone
+        | ErrorKind::Unconfirmed
+        | ErrorKind::Closed => SQLITE_IOERR,
     }
 }
 

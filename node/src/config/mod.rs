@@ -47,6 +47,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Who is primary.
     pub lease: LeaseConfig,
+    /// How nodes keep each other up to date.
+    pub replication: ReplicationConfig,
     /// What is logged, and how.
     pub log: LogConfig,
     /// Keys that were accepted for LiteFS's sake but change nothing here; logged at start.
@@ -102,6 +104,13 @@ pub struct LeaseConfig {
     pub reconnect_delay: Duration,
 }
 
+/// Section `replication`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ReplicationConfig {
+    /// On a replica, writes are made through the primary. Default: false, they are refused.
+    pub forward_writes: bool,
+}
+
 /// Section `log`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
@@ -135,6 +144,7 @@ impl Config {
             fuse: FuseConfig::default(),
             http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into() },
             tls: TlsConfig { files: None, insecure: false },
+            replication: ReplicationConfig::default(),
             lease: LeaseConfig {
                 candidate: true,
                 hostname: None,

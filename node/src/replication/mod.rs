@@ -19,7 +19,7 @@
 mod control;
 pub mod follow;
 pub mod lag;
-mod pipe;
+pub(crate) mod pipe;
 pub mod primary;
 mod receive;
 pub mod replica;

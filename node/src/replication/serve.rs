@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use litefs_store::{DbName, Event, Pos, Relation, Store, Subscription};
 use parking_lot::{Mutex, RwLock};
-use quinn::{Connection, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
@@ -18,6 +18,7 @@ use super::primary::{History, Identity, Outcome, Peer, Task, Work};
 use super::send::{Line, Sender};
 use super::wire::{Ack, Close, FromPrimary, FromReplica, Reason, StreamReset};
 use super::{GREETING_TIMEOUT, printable, wall_ms};
+use crate::forward;
 
 /// Threads that read snapshots and compacted records for all replicas.
 const BULK_READERS: usize = 16;
@@ -30,6 +31,7 @@ pub struct Term {
     store: Store,
     identity: Identity,
     bulk: Arc<Semaphore>,
+    forward: forward::primary::Server,
     sessions: Arc<RwLock<Vec<Arc<Session>>>>,
     /// Why the term is over, once it is.
     ended: Mutex<Option<Close>>,
@@ -78,6 +80,7 @@ impl Term {
             }
         });
         Self {
+            forward: forward::primary::Server::new(store.clone()),
             store,
             identity,
             bulk: Arc::new(Semaphore::new(BULK_READERS)),
@@ -135,6 +138,7 @@ impl Term {
             control: Control::new(send, recv),
             lines: HashMap::new(),
             jobs: JoinSet::new(),
+            forwarded: JoinSet::new(),
         };
         let mut end = drive.run().await;
         if let End::Goodbye(close) = end {
@@ -193,6 +197,8 @@ struct Drive<'a> {
     control: Control,
     lines: HashMap<DbName, Line>,
     jobs: JoinSet<JobEnd>,
+    /// Streams of write forwarding.
+    forwarded: JoinSet<()>,
 }
 
 /// How a connection ends.
@@ -233,6 +239,13 @@ impl Drive<'_> {
                 progress = self.control.progress() => if let Err(error) = progress {
                     return error.into();
                 },
+                stream = self.session.connection.accept_bi() => match stream {
+                    Ok((send, recv)) => if let Err(close) = self.serve_forwarding(send, recv) {
+                        return End::Close(close);
+                    },
+                    Err(error) => return End::Lost(error.to_string()),
+                },
+                Some(_) = self.forwarded.join_next() => (),
                 Some(end) = self.jobs.join_next() => match end {
                     Ok(end) => self.job_ended(end),
                     Err(error) => return End::Lost(format!("a sender failed: {error}")),
@@ -242,8 +255,18 @@ impl Drive<'_> {
         }
     }
 
+    /// A client of this replica wants to write here.
+    fn serve_forwarding(&mut self, send: SendStream, recv: RecvStream) -> Result<(), Close> {
+        let replica = self.session.peer.lock().hello().map(|hello| hello.hostname.clone());
+        let early = || Close::new(Reason::BadProtocol, "a stream before the greeting");
+        let replica = replica.ok_or_else(early)?;
+        self.forwarded.spawn(self.term.forward.clone().serve(send, recv, replica));
+        Ok(())
+    }
+
     /// Lets the replica close the connection: our own close would wait behind what is being sent.
     async fn say_goodbye(&mut self, close: Close) -> End {
+        self.forwarded.shutdown().await;
         self.jobs.shutdown().await;
         self.lines.drain().for_each(|(_, line)| line.reset(StreamReset::Superseded));
         self.control.push_to_replica(&FromPrimary::Goodbye(close.clone()));

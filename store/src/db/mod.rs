@@ -6,6 +6,7 @@ pub(crate) mod compacted;
 pub(crate) mod cursor;
 pub(crate) mod fold;
 pub(crate) mod frame;
+pub(crate) mod hold;
 pub(crate) mod import;
 pub(crate) mod install;
 pub(crate) mod log;
