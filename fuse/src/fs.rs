@@ -167,6 +167,19 @@ impl Served {
         }
     }
 
+    /// What a lock takes: on a replica, the primary may have to be asked.
+    fn lock_effort(&self, ino: INodeNo, range: Range, kind: Option<LockKind>) -> Effort {
+        match (self.mounted.tree.node(ino.0), kind) {
+            (Ok(Node::Db(_, db, DbFile::Part(part))), Some(kind))
+                if db.must_reach(part, range, kind) =>
+            {
+                Effort::MayWait(Some(Wait { lane: db.lane.clone(), short: false }))
+            }
+            (Ok(Node::Db(_, _, DbFile::Lock)), _) => Effort::MayWait(None),
+            _ => self.effort(ino, |_, _| false),
+        }
+    }
+
     /// The same of one on a name.
     fn effort_by_name(&self, name: &OsStr, waits: impl FnOnce(&MountedDb, Part) -> bool) -> Effort {
         match name::parse(name) {
@@ -201,7 +214,8 @@ impl Effort {
         if !waits && !busy {
             return Self::Little;
         }
-        Self::MayWait(Some(Wait { lane: db.lane.clone(), short: !busy && db.commits_little() }))
+        let short = !busy && db.commits_little() && !db.is_remote();
+        Self::MayWait(Some(Wait { lane: db.lane.clone(), short }))
     }
 }
 
@@ -404,7 +418,8 @@ impl Filesystem for Served {
     ) {
         self.arrived(req);
         let waits = |db: &MountedDb, part| {
-            part == Part::Wal && db.syncs_each_commit() || offset == 0 && db.may_commit(part)
+            part == Part::Wal && (db.syncs_each_commit() || db.is_remote())
+                || offset == 0 && db.may_commit(part)
         };
         let mut commits = false;
         let effort = self.effort(ino, |db, part| {
@@ -614,7 +629,8 @@ impl Filesystem for Served {
             }
             answer_empty(reply, result);
         };
-        self.answer(self.effort(ino, |_, _| false), move |fs| {
+        let effort = self.lock_effort(ino, lock.range, kind);
+        self.answer(effort, move |fs| {
             fs.lock(ino, lock, kind, sleep, Box::new(answer));
         });
     }

@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use litefs_fuse::MountOptions;
-use litefs_store::{Database, DbName, Options, Pos, Store};
+use litefs_store::{Database, DbName, Options, Pos, RemoteError, Store};
 use litefs_vfs::rusqlite::Connection;
 use parking_lot::Mutex;
 use quinn::{Endpoint, Incoming, VarInt};
@@ -37,6 +37,8 @@ use crate::tls::{self, PeerIdentity, TlsError, TlsMode};
 const CONNECTIONS_MAX: usize = 256;
 /// From so many on, a dialler must prove its address before it costs memory.
 const CONNECTIONS_EASY: usize = 32;
+/// How long a client waits for the primary to halt, as LiteFS's.
+const HALT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Threads for blocking calls; replication uses at most 28 of them, the HTTP API the rest.
 const BLOCKING_THREADS: usize = 40;
 /// What the last packets may take to leave. Waiting until no connection is left could take
@@ -474,6 +476,22 @@ impl litefs_fuse::Cluster for Shared {
         let since = |ms| UNIX_EPOCH + Duration::from_millis(ms);
         let heard = self.primary_wall_ms().and_then(|ms| u64::try_from(ms).ok());
         litefs_fuse::Lag { behind: NodeView::lag(self), primary_time: heard.map(since) }
+    }
+
+    fn halt(&self, db: &DbName) -> Result<(), RemoteError> {
+        let pos = self.forwarding.halt(db, HALT_TIMEOUT)?;
+        let arrived = match self.store.database(db) {
+            Some(database) => database.wait_for(pos.txid, HALT_TIMEOUT).map(drop),
+            None => Ok(()),
+        };
+        arrived.map_err(|error| {
+            self.forwarding.resume(db);
+            RemoteError::Refused(error.to_string())
+        })
+    }
+
+    fn resume(&self, db: &DbName) {
+        self.forwarding.resume(db);
     }
 }
 

@@ -23,7 +23,10 @@ pub(crate) const RETURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The way to the primary's right to write.
 pub trait Remote: Debug + Send + Sync {
-    /// True if this node's clients may write this database through the primary. Never waits.
+    /// True if this node's clients may write any database through the primary. Never waits.
+    fn offers_all(&self) -> bool;
+
+    /// True if they may write this one. Never waits.
     fn offers(&self, db: &DbName) -> bool;
 
     /// Takes the primary's right to write, and keeps it for a moment for a writer to begin. Returns
@@ -86,7 +89,7 @@ impl RecordToSend<'_> {
     }
 
     /// Its length in bytes.
-    pub fn len(&self) -> u64 {
+    pub fn encoded_len(&self) -> u64 {
         litefs_ltx::record_len(self.draft.header.page_size, self.draft.pages.len() as u64)
     }
 

@@ -168,6 +168,13 @@ impl Store {
         &self.0.shared.gate
     }
 
+    /// True if clients may write any database here: this node may commit, or the primary does it
+    /// for them.
+    pub fn is_writable(&self) -> bool {
+        let shared = &self.0.shared;
+        shared.gate.is_open() || shared.remote.read().as_ref().is_some_and(|r| r.offers_all())
+    }
+
     /// Lets this node's clients write through the primary, while the gate is closed.
     pub fn set_remote(&self, remote: Option<Arc<dyn Remote>>) {
         *self.0.shared.remote.write() = remote;

@@ -316,6 +316,16 @@ impl MountedDb {
         self.shared.store.durability() == Durability::Full
     }
 
+    /// True if clients may write it here.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.database.is_writable()
+    }
+
+    /// True if the primary has to be asked before and after each transaction that writes.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.database.is_remote()
+    }
+
     /// True once the database was removed by `rm`: its name may be another's.
     pub(crate) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
@@ -324,7 +334,7 @@ impl MountedDb {
     fn remove(&self) -> Result<()> {
         if self.main.read().tip().page_count() > 0 {
             self.database.drop_database().map_err(|e| errno::of(&e))?;
-        } else if !self.shared.store.gate().is_open() {
+        } else if !self.is_writable() {
             return Err(Errno::EACCES);
         }
         self.removed.store(true, Ordering::Release);

@@ -67,6 +67,13 @@ struct Raw {
     log: Option<RawLog>,
     tracing: Option<RawTracing>,
     tls: Option<RawTls>,
+    replication: Option<RawReplication>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RawReplication {
+    forward_writes: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]
@@ -267,6 +274,9 @@ impl Raw {
         }
         if let Some(lease) = self.lease {
             lease.apply(&mut config)?;
+        }
+        if let Some(replication) = self.replication {
+            config.replication.forward_writes = replication.forward_writes.unwrap_or(false);
         }
         if let Some(log) = self.log {
             log.apply(&mut config)?;

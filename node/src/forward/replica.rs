@@ -123,6 +123,10 @@ impl Forwarding {
 }
 
 impl Remote for Forwarding {
+    fn offers_all(&self) -> bool {
+        self.inner.every && self.inner.state.lock().primary.is_some()
+    }
+
     fn offers(&self, db: &DbName) -> bool {
         let state = self.inner.state.lock();
         state.primary.is_some() && (self.inner.every || state.halts.contains_key(db))
@@ -270,7 +274,7 @@ impl RemoteWriter for Writer {
         let lost = || RemoteError::Refused("the primary has ended the right to write".to_owned());
         let right = self.right.take().ok_or_else(lost)?;
         let mut send = RecordSink { inner: &self.inner, right: Some(right), buffer: Vec::new() };
-        send.buffer = Request::Commit(record.len()).encode();
+        send.buffer = Request::Commit(record.encoded_len()).encode();
         let sent = record.write_to(&mut send).and_then(|()| send.pass_on());
         let right = match (sent, send.right) {
             (Ok(()), Some(right)) => right,
