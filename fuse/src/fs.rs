@@ -21,6 +21,7 @@ use fuser::{
 };
 
 use crate::db::{MountedDb, Part, Result};
+use crate::effort::{Effort, Wait};
 use crate::errno;
 use crate::held::Committing;
 use crate::locks::{Lock, LockKind, Owner, Range};
@@ -190,32 +191,6 @@ impl Served {
             Some(FileKind::SuperJournal(_)) => Effort::MayWait(None),
             _ => Effort::Little,
         }
-    }
-}
-
-/// What answering a request takes.
-enum Effort {
-    /// No disk.
-    Little,
-    /// The disk, or somebody who waits for it.
-    MayWait(Option<Wait>),
-}
-
-/// What may be waited for.
-struct Wait {
-    lane: Arc<Lane>,
-    /// No longer than a sync takes.
-    short: bool,
-}
-
-impl Effort {
-    fn of(db: &MountedDb, waits: bool) -> Self {
-        let busy = db.lane.is_busy();
-        if !waits && !busy {
-            return Self::Little;
-        }
-        let short = !busy && db.commits_little() && !db.is_remote();
-        Self::MayWait(Some(Wait { lane: db.lane.clone(), short }))
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod backing;
 mod db;
+mod effort;
 mod errno;
 mod fs;
 mod handles;
