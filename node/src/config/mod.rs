@@ -5,6 +5,7 @@
 
 mod endpoint;
 mod expand;
+mod replication;
 mod units;
 mod yaml;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use litefs_store::{DbName, Durability};
 
 pub use endpoint::{Endpoint, parse_listen_addr};
+pub use replication::{Bounds, OnTimeout, ReplicationMode, SYNC_REPLICAS_MAX, SyncSettings};
 pub use units::{parse_duration, parse_size};
 
 use crate::tls::{TlsConfig, TlsFiles};
@@ -47,6 +49,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Who is primary.
     pub lease: LeaseConfig,
+    /// When a commit is acknowledged; the same on all nodes.
+    pub replication: ReplicationMode,
     /// What is logged, and how.
     pub log: LogConfig,
     /// Keys that were accepted for LiteFS's sake but change nothing here; logged at start.
@@ -142,6 +146,7 @@ impl Config {
                 databases: Vec::new(),
                 reconnect_delay: Duration::from_secs(1),
             },
+            replication: ReplicationMode::Async,
             log: LogConfig { format: LogFormat::Text, timestamp: false, debug: false },
             notices: Vec::new(),
         }
@@ -185,6 +190,12 @@ impl Config {
         self
     }
 
+    /// Changes when a commit is acknowledged.
+    pub fn replicating(mut self, mode: ReplicationMode) -> Self {
+        self.replication = mode;
+        self
+    }
+
     /// Uses the certificates that `litefs-node certs` wrote.
     pub fn with_tls(mut self, files: TlsFiles) -> Self {
         self.tls.files = Some(files);
@@ -196,6 +207,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_lease()?;
         self.validate_mount()?;
+        self.replication.validate()?;
         if self.tls.insecure && self.tls.files.is_some() {
             return Err(ConfigError::new(
                 "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or \
