@@ -7,12 +7,12 @@
 #![forbid(unsafe_code)]
 
 mod backing;
+mod committing;
 mod db;
 mod effort;
 mod errno;
 mod fs;
 mod handles;
-mod held;
 mod journal;
 mod kernel;
 mod locks;

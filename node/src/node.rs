@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use litefs_fuse::MountOptions;
-use litefs_store::{Database, DbName, Options, Pos, RemoteError, Store};
+use litefs_store::{Database, DbName, Durability, Options, Pos, RemoteError, Replication, Store};
 use litefs_vfs::rusqlite::Connection;
 use parking_lot::Mutex;
 use quinn::{Endpoint, Incoming, VarInt};
@@ -20,10 +20,11 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, ReplicationMode};
 use crate::forward::replica::Forwarding;
 use crate::http::{self, NodeView, ReplicaStatus, Role};
 use crate::lease::{Assignment, Primary, StaticLease};
+use crate::replication::confirm::{ConfirmStatus, Confirmer};
 use crate::replication::follow::{Follow, Follower};
 use crate::replication::primary::Identity;
 use crate::replication::serve::{ConnectedReplica, GOODBYE_TIMEOUT, Term, close_connection};
@@ -106,6 +107,8 @@ impl fmt::Debug for Node {
 struct Shared {
     store: Store,
     config: Config,
+    /// Commits that wait for replicas, if they have to.
+    confirmer: Option<Arc<Confirmer>>,
     tls: Arc<TlsMode>,
     endpoint: Endpoint,
     addr: SocketAddr,
@@ -133,7 +136,8 @@ impl Node {
         config.validate()?;
         let tls = Arc::new(TlsMode::load(&config)?);
         let (server, client) = (tls::quic_server_config(&tls)?, tls::quic_client_config(&tls)?);
-        let store = Store::open_with(&config.data.dir, store_options(&config))?;
+        let confirmer = Confirmer::new(config.replication);
+        let store = Store::open_with(&config.data.dir, store_options(&config, &confirmer))?;
         let primary = configured_primary(&config);
         if let Primary::At(url) = &primary {
             store.gate().close(&replica_reason(url));
@@ -149,12 +153,13 @@ impl Node {
             endpoint
         };
         let lease = StaticLease::new(primary, store.epoch());
-        let every = config.replication.forward_writes;
+        let every = config.forward_writes;
         let forwarding = Arc::new(Forwarding::new(runtime.handle().clone(), every));
         store.set_remote(Some(forwarding.clone()));
         let shared = Arc::new(Shared {
             store,
             config,
+            confirmer,
             tls,
             endpoint,
             addr: sockets.addr,
@@ -177,6 +182,9 @@ impl Node {
             http::Server::start(shared.clone(), api)?
         };
         let stop = Arc::new(Notify::new());
+        if let Some(confirmer) = &shared.confirmer {
+            runtime.spawn(Confirmer::run(Arc::downgrade(confirmer)));
+        }
         let (end, ended) = mpsc::channel();
         let conductor =
             Conductor { shared: shared.clone(), lease: lease.watch(), stop: stop.clone(), server };
@@ -464,6 +472,10 @@ impl NodeView for Shared {
         };
         self.connected().into_iter().map(status).collect()
     }
+
+    fn confirm(&self) -> Option<ConfirmStatus> {
+        self.confirmer.as_ref().map(|confirmer| confirmer.status())
+    }
 }
 
 impl litefs_fuse::Cluster for Shared {
@@ -564,7 +576,8 @@ impl Conductor {
         let hostname = shared.config.primary_hostname();
         let identity =
             Identity { node: store.node_id(), epoch, cluster, hostname: hostname.clone() };
-        *shared.part.lock() = Part::Primary(Arc::new(Term::begin(store.clone(), identity)));
+        let term = Term::begin(store.clone(), identity, shared.confirmer.clone());
+        *shared.part.lock() = Part::Primary(Arc::new(term));
         store.gate().open();
         let url = shared.own_url().to_string();
         tracing::info!("this node is the primary, epoch {epoch}, at {url}");
@@ -633,9 +646,15 @@ fn configured_primary(config: &Config) -> Primary {
     }
 }
 
-fn store_options(config: &Config) -> Options {
+fn store_options(config: &Config, confirmer: &Option<Arc<Confirmer>>) -> Options {
+    let durability = match config.replication {
+        // On the primary and its replicas: what is acknowledged is on all their disks.
+        ReplicationMode::Sync(_) => Durability::Full,
+        _ => config.data.durability,
+    };
     Options {
-        durability: config.data.durability,
+        durability,
+        replication: confirmer.clone().map(|confirmer| confirmer as Arc<dyn Replication>),
         retention: config.data.retention,
         log_size: config.data.log_size,
         ..Options::default()

@@ -19,6 +19,7 @@ mod node_file;
 mod options;
 mod recent;
 mod remote;
+mod replication;
 mod shared;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -42,6 +43,7 @@ pub use litefs_ltx::{Checksum, PageSize, Pgno, Pos, Txid};
 pub use name::DbName;
 pub use options::{Durability, Options};
 pub use remote::{RecordToSend, Remote, RemoteError, RemoteWriter};
+pub use replication::{Answer, Replication, Unconfirmed};
 pub use shared::Subscription;
 pub use storage::{DirLock, File, OpenMode, OsStorage, SECTOR, Storage};
 pub use store::{Event, Store, WeakStore};

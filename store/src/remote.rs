@@ -70,7 +70,7 @@ impl RemoteError {
         match self {
             Self::Busy => Error::Busy { db },
             Self::Refused(reason) => Error::ReadOnly { db, reason },
-            Self::Unconfirmed(reason) => Error::Unconfirmed { db, reason },
+            Self::Unconfirmed(reason) => Error::UnknownOutcome { db, reason },
         }
     }
 }

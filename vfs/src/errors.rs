@@ -45,10 +45,12 @@ fn code_of(kind: ErrorKind) -> c_int {
         ErrorKind::Full => SQLITE_FULL,
         ErrorKind::Corrupt => SQLITE_CORRUPT,
         ErrorKind::NotFound | ErrorKind::Invalid => SQLITE_CANTOPEN,
+        // Of an unconfirmed transaction too: it drops its cache, and programs take it for an
+        // unknown outcome.
         ErrorKind::Io
+        | ErrorKind::Unconfirmed
         | ErrorKind::Mismatch
         | ErrorKind::Gone
-        | ErrorKind::Unconfirmed
         | ErrorKind::Closed => SQLITE_IOERR,
     }
 }

@@ -5,6 +5,7 @@
 
 mod endpoint;
 mod expand;
+mod replication;
 mod units;
 mod yaml;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use litefs_store::{DbName, Durability};
 
 pub use endpoint::{Endpoint, parse_listen_addr};
+pub use replication::{Bounds, OnTimeout, ReplicationMode, SYNC_REPLICAS_MAX, SyncSettings};
 pub use units::{parse_duration, parse_size};
 
 use crate::tls::{TlsConfig, TlsFiles};
@@ -47,8 +49,10 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Who is primary.
     pub lease: LeaseConfig,
-    /// How nodes keep each other up to date.
-    pub replication: ReplicationConfig,
+    /// When a commit is acknowledged; the same on all nodes.
+    pub replication: ReplicationMode,
+    /// On a replica, writes are made through the primary. Default: false, they are refused.
+    pub forward_writes: bool,
     /// What is logged, and how.
     pub log: LogConfig,
     /// Keys that were accepted for LiteFS's sake but change nothing here; logged at start.
@@ -104,13 +108,6 @@ pub struct LeaseConfig {
     pub reconnect_delay: Duration,
 }
 
-/// Section `replication`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ReplicationConfig {
-    /// On a replica, writes are made through the primary. Default: false, they are refused.
-    pub forward_writes: bool,
-}
-
 /// Section `log`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
@@ -144,7 +141,6 @@ impl Config {
             fuse: FuseConfig::default(),
             http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into() },
             tls: TlsConfig { files: None, insecure: false },
-            replication: ReplicationConfig::default(),
             lease: LeaseConfig {
                 candidate: true,
                 hostname: None,
@@ -152,6 +148,8 @@ impl Config {
                 databases: Vec::new(),
                 reconnect_delay: Duration::from_secs(1),
             },
+            replication: ReplicationMode::Async,
+            forward_writes: false,
             log: LogConfig { format: LogFormat::Text, timestamp: false, debug: false },
             notices: Vec::new(),
         }
@@ -195,6 +193,12 @@ impl Config {
         self
     }
 
+    /// Changes when a commit is acknowledged.
+    pub fn replicating(mut self, mode: ReplicationMode) -> Self {
+        self.replication = mode;
+        self
+    }
+
     /// Uses the certificates that `litefs-node certs` wrote.
     pub fn with_tls(mut self, files: TlsFiles) -> Self {
         self.tls.files = Some(files);
@@ -206,6 +210,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_lease()?;
         self.validate_mount()?;
+        self.replication.validate()?;
         if self.tls.insecure && self.tls.files.is_some() {
             return Err(ConfigError::new(
                 "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or \

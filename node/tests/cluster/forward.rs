@@ -12,7 +12,7 @@ fn forwarding_replica(primary: &Node) -> TestNode {
     let url = format!("http://{}", primary.addr());
     let replica = TestNode::start(|config| {
         let mut config = config.replica_of(&url).unwrap();
-        config.replication.forward_writes = true;
+        config.forward_writes = true;
         config
     });
     eventually("the replica is connected", || replica.lag().is_some());

@@ -9,7 +9,7 @@ use litefs_ltx::Pos;
 
 use super::Db;
 use super::writer::Passed;
-use crate::{Durability, Error, Result};
+use crate::{Durability, Error, Result, Unconfirmed};
 
 /// The right to write a database, held for somebody who writes elsewhere; dropping it gives it
 /// back. Only on a node that may commit.
@@ -31,6 +31,7 @@ impl Hold {
         loop {
             db.check_well()?;
             db.shared.gate.check(&db.name)?;
+            db.check_admitted()?;
             if let Some(token) = db.token.try_acquire() {
                 return Ok(Self { db: db.clone(), token });
             }
@@ -54,7 +55,8 @@ impl Hold {
     /// more; `Full`, `Io`. Nothing has changed then, unless it is `Unconfirmed`.
     pub fn commit(&mut self, record: &mut dyn Read) -> Result<Pos> {
         let (draft, overlay) = self.db.read_record(record)?;
-        let _passed = Passed::enter(&self.db)?;
+        self.db.check_admitted()?;
+        let passed = Passed::enter(&self.db)?;
         if !self.db.token.begin_commit(self.token) {
             let reason = "records of another primary arrived meanwhile".to_owned();
             return Err(Error::ReadOnly { db: self.db.name.clone(), reason });
@@ -64,7 +66,8 @@ impl Hold {
             self.db.shared.gate.check(&self.db.name)
         });
         self.db.token.end_commit(self.token);
-        committed
+        let pos = committed?;
+        Unconfirmed::new(&self.db, pos, passed).map_or(Ok(pos), Unconfirmed::wait)
     }
 }
 

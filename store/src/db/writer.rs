@@ -8,7 +8,7 @@ use super::commit::{Appended, Draft};
 use super::overlay::{LOCAL_LIMIT, Overlay};
 use super::{Content, Db};
 use crate::remote::{RETURN_TIMEOUT, RecordToSend, RemoteWriter};
-use crate::{Durability, Error, Result, Snapshot};
+use crate::{Durability, Error, Result, Snapshot, Unconfirmed};
 
 /// The one writer of a database, and its uncommitted pages. Dropping it rolls back.
 ///
@@ -24,6 +24,7 @@ pub struct Writer {
     began: Pos,
     overlay: Option<Overlay>,
     prepared: Option<Prepared>,
+    unconfirmed: Option<Unconfirmed>,
     /// The primary's right to write, if this node may not commit itself.
     remote: Option<RemoteCommits>,
 }
@@ -43,27 +44,44 @@ struct RemoteCommits {
 struct Prepared {
     appended: Appended,
     durability: Durability,
-    _passed: Passed,
+    passed: Passed,
 }
 
 /// A commit that is past the write gate, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Passed(Arc<Db>);
+pub(crate) struct Passed {
+    db: Arc<Db>,
+    /// It may be dropped on another thread than the one that passed.
+    detached: bool,
+}
 
 impl Passed {
     /// Waits while the gate is held.
     ///
     /// # Errors
-    /// `ReadOnly` unless a commit is allowed now.
+    /// `ReadOnly` unless a commit is allowed now, here and by the replicas.
     pub(crate) fn enter(db: &Arc<Db>) -> Result<Self> {
         db.shared.gate.enter(&db.name)?;
-        Ok(Self(db.clone()))
+        let passed = Self { db: db.clone(), detached: false };
+        db.check_admitted()?;
+        Ok(passed)
+    }
+
+    /// Lets any thread drop it.
+    pub(crate) fn detach(mut self) -> Self {
+        if !std::mem::replace(&mut self.detached, true) {
+            self.db.shared.gate.detach();
+        }
+        self
     }
 }
 
 impl Drop for Passed {
     fn drop(&mut self) {
-        self.0.shared.gate.leave();
+        match self.detached {
+            true => self.db.shared.gate.step_back(),
+            false => self.db.shared.gate.leave(),
+        }
     }
 }
 
@@ -75,6 +93,7 @@ impl Writer {
             Some(remote) => Some(remote.claim(&db.name).ok_or_else(busy)?),
             None => {
                 db.shared.gate.check(&db.name)?;
+                db.check_admitted()?;
                 None
             }
         };
@@ -87,7 +106,8 @@ impl Writer {
         }
         let db = db.clone();
         let remote = remote.map(|writer| RemoteCommits { writer, draft: None, committed: None });
-        Ok(Self { db, content, token, began: newest, overlay: None, prepared: None, remote })
+        let (overlay, prepared, unconfirmed) = (None, None, None);
+        Ok(Self { db, content, token, began: newest, overlay, prepared, unconfirmed, remote })
     }
 
     /// The page size: the database's, or for an empty one that of the first written page.
@@ -202,7 +222,7 @@ impl Writer {
         let overlay = self.overlay.as_ref().expect("BUG: a plan is made of an overlay");
         let appended = self.db.append(draft, overlay, durability);
         let appended = appended.inspect_err(|_| self.db.token.end_commit(self.token))?;
-        self.prepared = Some(Prepared { appended, durability, _passed: passed });
+        self.prepared = Some(Prepared { appended, durability, passed });
         Ok(())
     }
 
@@ -251,11 +271,11 @@ impl Writer {
         remote.writer.commit(&record).map_err(|error| error.on(&db.name))?;
         let arrived = db.wait_for(pos.txid, RETURN_TIMEOUT).map_err(|error| {
             let reason = format!("the primary has made it, but it did not arrive here: {error}");
-            Error::Unconfirmed { db: db.name.clone(), reason }
+            Error::UnknownOutcome { db: db.name.clone(), reason }
         })?;
         if arrived.txid == pos.txid && arrived != pos {
             let reason = format!("the primary has made it, but is at {arrived}, not at {pos}");
-            return Err(Error::Unconfirmed { db: db.name.clone(), reason });
+            return Err(Error::UnknownOutcome { db: db.name.clone(), reason });
         }
         remote.committed = Some(pos);
         Ok(())
@@ -272,14 +292,21 @@ impl Writer {
             return pos;
         }
         match (self.prepared.take(), overlay) {
-            (Some(Prepared { appended, durability, _passed }), Some(overlay)) => {
+            (Some(Prepared { appended, durability, passed }), Some(overlay)) => {
                 let pos = self.db.publish(&self.content, appended, overlay, durability);
                 self.db.token.end_commit(self.token);
                 self.began = pos;
+                self.unconfirmed = Unconfirmed::new(&self.db, pos, passed);
                 pos
             }
             _ => self.began,
         }
+    }
+
+    /// What was just published, if it may not be acknowledged before replicas have confirmed it.
+    /// Whoever publishes must ask.
+    pub fn take_unconfirmed(&mut self) -> Option<Unconfirmed> {
+        self.unconfirmed.take()
     }
 
     /// Forgets the written pages, and takes a prepared record off the log again.
@@ -293,7 +320,7 @@ impl Writer {
         if let Some(remote) = &mut self.remote {
             remote.draft = None;
         }
-        if let Some(Prepared { appended, _passed, .. }) = self.prepared.take() {
+        if let Some(Prepared { appended, passed: _passed, .. }) = self.prepared.take() {
             self.db.take_back(&appended);
             self.db.token.end_commit(self.token);
         }
