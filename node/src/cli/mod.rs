@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod export;
 mod import;
+mod litefs_data;
 mod ltx;
 mod mount;
 mod progress;
