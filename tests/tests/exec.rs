@@ -232,8 +232,9 @@ fn as_process_1_it_leaves_no_zombies() {
     let script = "sh -c 'sleep 0.1 & echo $! >orphan'; \
                   while kill -0 $(cat orphan) 2>/dev/null; do sleep 0.05; done; exit 6";
     let config = place.config(0, "");
-    let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", BINARY, "mount", "--config"]);
+    let mut command = Command::new("timeout");
+    command.args(["60", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.args([BINARY, "mount", "--config"]);
     command.arg(&config).args(["--", "sh", "-c", script]).current_dir(place.dir.path());
     // The script ends when the orphan is no more: kill finds zombies, too.
     let output = command.stdin(Stdio::null()).output().unwrap();
