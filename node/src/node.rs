@@ -256,6 +256,11 @@ impl Node {
         self.shared.role.borrow().is_primary
     }
 
+    /// True if this node may become the primary.
+    pub fn is_candidate(&self) -> bool {
+        self.shared.config.lease.candidate
+    }
+
     /// The node's store.
     pub fn store(&self) -> &Store {
         &self.shared.store

@@ -4,7 +4,11 @@
 //! [`Config::from_file`] reads LiteFS's `litefs.yml` (see `yaml.rs` for the keys).
 
 mod endpoint;
+mod exec;
 mod expand;
+mod find;
+#[cfg(test)]
+mod reference_tests;
 mod replication;
 mod units;
 mod yaml;
@@ -16,6 +20,7 @@ use std::time::Duration;
 use litefs_store::{DbName, Durability};
 
 pub use endpoint::{Endpoint, parse_listen_addr};
+pub use exec::{ExecCommand, ExecConfig};
 pub use replication::{Bounds, OnTimeout, ReplicationMode, SYNC_REPLICAS_MAX, SyncSettings};
 pub use units::{parse_duration, parse_size};
 
@@ -41,6 +46,8 @@ impl ConfigError {
 pub struct Config {
     /// The data directory and how commits and the log are kept.
     pub data: DataConfig,
+    /// The programs that run beside the node; for the daemon only.
+    pub exec: ExecConfig,
     /// The mount for other programs.
     pub fuse: FuseConfig,
     /// Where the node listens.
@@ -117,6 +124,19 @@ pub struct LogConfig {
     pub timestamp: bool,
     /// Log debug messages too.
     pub debug: bool,
+    /// A file for debug messages, whatever goes to stderr.
+    pub trace: Option<TraceConfig>,
+}
+
+/// Section `tracing`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// The file. What is full is kept beside it, with `.1`, `.2` and so on at its end.
+    pub path: PathBuf,
+    /// A file is full from so many bytes on. Default: 64 MB.
+    pub max_size: u64,
+    /// So many full files are kept. Default: 8.
+    pub max_count: usize,
 }
 
 /// How a log line is written.
@@ -138,6 +158,7 @@ impl Config {
                 retention: Duration::from_secs(600),
                 log_size: None,
             },
+            exec: ExecConfig::default(),
             fuse: FuseConfig::default(),
             http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into() },
             tls: TlsConfig { files: None, insecure: false },
@@ -150,7 +171,7 @@ impl Config {
             },
             replication: ReplicationMode::Async,
             forward_writes: false,
-            log: LogConfig { format: LogFormat::Text, timestamp: false, debug: false },
+            log: LogConfig { format: LogFormat::Text, timestamp: false, debug: false, trace: None },
             notices: Vec::new(),
         }
     }
@@ -173,6 +194,15 @@ impl Config {
         let env: yaml::Env<'_> = if expand_env { Some(&expand::process_env) } else { None };
         yaml::parse(&text, &origin, env)
     }
+
+    /// The configuration that LiteFS would take: `./litefs.yml`, `~/litefs.yml` or
+    /// `/etc/litefs.yml`.
+    pub fn find_file() -> Result<PathBuf, ConfigError> {
+        find::find(std::env::var_os("HOME").map(PathBuf::from).as_deref(), &|path| path.exists())
+    }
+
+    /// A commented file with every key and its default.
+    pub const EXAMPLE: &str = include_str!("example.yml");
 
     /// Makes this node a replica of the primary at `url`, such as `http://10.0.0.1:20202`.
     pub fn replica_of(mut self, url: &str) -> Result<Self, ConfigError> {
