@@ -9,6 +9,8 @@
 //! highest epoch that it has seen, so that it may restart at will; an assignment at run time
 //! begins a new epoch.
 
+pub mod consul;
+
 use tokio::sync::watch;
 
 use crate::config::Endpoint;
