@@ -31,6 +31,8 @@ use crate::replication::printable;
 const ANSWER_MAX: usize = 4 << 20;
 /// Connections that are kept for the next request; Consul closes idle ones later.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Within a transaction, a refusal by the token's rules is told from others by Consul's words.
+const DENIED: &str = "Permission denied";
 
 /// Why Consul did not do what it was asked to; the text says where, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -143,6 +145,78 @@ pub struct Session {
     /// In nanoseconds.
     #[serde(rename = "LockDelay", default)]
     pub lock_delay: u64,
+}
+
+/// A step of a transaction.
+#[derive(Debug, Clone)]
+pub enum Step<'a> {
+    /// Writes a key and ties it to a session; refused while another session holds it, or the
+    /// lock-delay of one that was lost is not over.
+    Lock(&'a str, &'a str, Vec<u8>),
+    /// Writes a key and frees it from a session, which must hold it.
+    Unlock(&'a str, &'a str, Vec<u8>),
+    /// Writes a key whose index of its last change must be this one; 0: it must not exist.
+    Replace(&'a str, u64, Vec<u8>),
+    /// A session must hold the key.
+    CheckHeld(&'a str, &'a str),
+}
+
+/// What came of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it was done, at this index.
+    Done(u64),
+    /// Nothing was done: the numbers of the steps that were refused, with Consul's words.
+    Refused(Vec<(usize, String)>),
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawStep<'a> {
+    #[serde(rename = "KV")]
+    kv: RawKv<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawKv<'a> {
+    verb: &'a str,
+    key: &'a str,
+    /// Base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawOutcome {
+    #[serde(default)]
+    results: Option<Vec<RawResult>>,
+    #[serde(default)]
+    errors: Option<Vec<RawRefusal>>,
+}
+
+#[derive(Deserialize)]
+struct RawResult {
+    #[serde(rename = "KV")]
+    kv: RawWritten,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawWritten {
+    modify_index: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawRefusal {
+    op_index: usize,
+    what: String,
 }
 
 #[derive(Deserialize)]
@@ -310,15 +384,27 @@ impl Client {
         self.put("acquire a key", &path, value).await
     }
 
-    /// Writes a key and frees it from a session; false if that session does not hold it.
-    pub async fn release(&self, key: &str, session: &str, value: Vec<u8>) -> Result<bool> {
-        let path = format!("kv/{}?release={}", encode(key), encode(session));
-        self.put("release a key", &path, value).await
-    }
-
-    /// Writes a key that does not exist; false if it does.
-    pub async fn create(&self, key: &str, value: Vec<u8>) -> Result<bool> {
-        self.put("create a key", &format!("kv/{}?cas=0", encode(key)), value).await
+    /// Does all steps at one moment, or none.
+    pub async fn transact(&self, what: &'static str, steps: &[Step<'_>]) -> Result<Outcome> {
+        let steps: Vec<RawStep<'_>> = steps.iter().map(|step| RawStep { kv: step.raw() }).collect();
+        let answer = self.call(what, Method::PUT, "txn", to_json(&steps)).await?;
+        let answer = match answer.status {
+            StatusCode::CONFLICT => answer,
+            _ => answer.expect_ok(self, what)?,
+        };
+        let outcome: RawOutcome = answer.json(self, what)?;
+        let refusals = outcome.errors.unwrap_or_default();
+        if let Some(denied) = refusals.iter().find(|refusal| refusal.what.contains(DENIED)) {
+            let (url, text) = (self.base.clone(), printable(&denied.what));
+            return Err(ConsulError::Denied { url, what, text });
+        }
+        if !refusals.is_empty() {
+            let refused = refusals.into_iter().map(|refusal| (refusal.op_index, refusal.what));
+            return Ok(Outcome::Refused(refused.collect()));
+        }
+        let results = outcome.results.unwrap_or_default();
+        let newest = results.iter().map(|result| result.kv.modify_index).max();
+        newest.map(Outcome::Done).ok_or_else(|| self.garbled(what, "there are no results"))
     }
 
     /// One key, as Consul's leader knows it at this moment.
@@ -353,12 +439,16 @@ impl Client {
     async fn read(&self, what: &'static str, path: &str, timeout: Duration) -> Result<Tree> {
         let ask = Ask { what, method: Method::GET, path, body: Vec::new(), timeout };
         let answer = self.send(ask).await?;
+        let answer = match answer.status {
+            StatusCode::NOT_FOUND => answer,
+            _ => answer.expect_ok(self, what)?,
+        };
         let index = answer.headers.get("x-consul-index");
         let index = index.and_then(|value| value.to_str().ok()?.parse().ok());
         let index: u64 = index.ok_or_else(|| self.garbled(what, "there is no X-Consul-Index"))?;
         let raw: Vec<RawPair> = match answer.status {
             StatusCode::NOT_FOUND => Vec::new(),
-            _ => answer.expect_ok(self, what)?.json(self, what)?,
+            _ => answer.json(self, what)?,
         };
         let pairs = raw.into_iter().map(|raw| {
             let value = BASE64.decode(raw.value.unwrap_or_default());
@@ -413,6 +503,27 @@ impl Client {
 
     fn garbled(&self, what: &'static str, why: impl std::fmt::Display) -> ConsulError {
         ConsulError::Garbled { url: self.base.clone(), what, why: printable(&why.to_string()) }
+    }
+}
+
+impl<'a> Step<'a> {
+    fn raw(&self) -> RawKv<'a> {
+        let kv = |verb, key| RawKv { verb, key, value: None, session: None, index: None };
+        let value = |value: &[u8]| Some(BASE64.encode(value));
+        match self {
+            Self::Lock(key, session, new) => {
+                RawKv { session: Some(session), value: value(new), ..kv("lock", key) }
+            }
+            Self::Unlock(key, session, new) => {
+                RawKv { session: Some(session), value: value(new), ..kv("unlock", key) }
+            }
+            Self::Replace(key, index, new) => {
+                RawKv { index: Some(*index), value: value(new), ..kv("cas", key) }
+            }
+            Self::CheckHeld(key, session) => {
+                RawKv { session: Some(session), ..kv("check-session", key) }
+            }
+        }
     }
 }
 
