@@ -334,11 +334,12 @@ impl Driver {
     /// Shows what has changed and does what is wanted.
     fn drain(&mut self) {
         loop {
+            let now = self.now();
+            let action = self.machine.poll_action(now);
             while let Some(transition) = self.machine.poll_transition() {
                 self.show_transition(transition);
             }
-            let now = self.now();
-            let Some(action) = self.machine.poll_action(now) else { break };
+            let Some(action) = action else { break };
             self.act(now, action);
         }
         let mut state = self.status.state.lock();
@@ -503,31 +504,29 @@ impl Driver {
             state.transitions += 1;
             state.epoch = *epoch;
         }
-        let (was, is) = (has_role(*from), has_role(*to));
-        if was != is {
-            self.shared.show(if is { self.own_role() } else { Shown::default() });
+        if *from == Role::HandingOver && *to == Role::Primary {
+            answer_all(&mut self.hand_overs, &Err(reason.clone()));
         }
-        if *to == Role::Primary && from != to {
-            answer_all(&mut self.promotions, &Ok(()));
-        }
-        match (from, to) {
-            (Role::HandingOver, Role::Primary) => {
-                answer_all(&mut self.hand_overs, &Err(reason.clone()));
-            }
-            _ if was && !is => answer_all(&mut self.hand_overs, &Ok(())),
-            _ => (),
+        if has_role(*from) && !has_role(*to) {
+            self.shared.show(Shown::default());
+            answer_all(&mut self.hand_overs, &Ok(()));
         }
         // Fails if nobody listens.
         let _ = self.transitions.send(transition);
     }
 
-    fn own_role(&self) -> Shown {
+    /// From now on this node commits.
+    fn open_gate(&mut self, until: Duration) {
         let shared = &self.shared;
-        Shown {
-            is_primary: true,
-            primary_hostname: Some(shared.config.primary_hostname()),
-            primary_url: Some(shared.config.own_url(shared.addr).to_string()),
+        shared.store.gate().open_until(until);
+        if !shared.role.borrow().is_primary {
+            shared.show(Shown {
+                is_primary: true,
+                primary_hostname: Some(shared.config.primary_hostname()),
+                primary_url: Some(shared.config.own_url(shared.addr).to_string()),
+            });
         }
+        answer_all(&mut self.promotions, &Ok(()));
     }
 
     /// Says why Consul does not answer, but not again and again.
@@ -543,10 +542,9 @@ impl Driver {
     }
 
     fn act(&mut self, now: Duration, action: Action) {
-        let gate = self.shared.store.gate();
         match action {
-            Action::OpenGate { until } => gate.open_until(until),
-            Action::CloseGate { reason } => gate.close(&reason),
+            Action::OpenGate { until } => self.open_gate(until),
+            Action::CloseGate { reason } => self.shared.store.gate().close(&reason),
             Action::HoldWriters => self.hold_writers(),
             Action::AwaitTarget(node) => self.await_target(node),
             Action::BeginTerm { epoch, cluster } => {

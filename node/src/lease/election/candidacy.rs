@@ -88,8 +88,11 @@ impl Facts<'_> {
         if !self.settings.candidate {
             return Some("this node is no candidate".into());
         }
-        let is_new = self.standing.cluster.is_none();
-        if is_new && (self.view.cluster.is_some() || self.view.term.is_some()) {
+        let term = self.view.term_record();
+        let is_there = self.view.cluster.is_some() || term.is_some();
+        // The last primary has whatever there is, even if it stopped before it kept the cluster's id.
+        let was_primary = term.is_some_and(|term| term.node == self.settings.node);
+        if self.standing.cluster.is_none() && is_there && !was_primary {
             return Some("this node is new: it must follow a primary of the cluster first".into());
         }
         let resting = self.resting.filter(|(until, _)| self.now < *until);
