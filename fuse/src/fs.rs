@@ -20,9 +20,9 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::committing::{self, Committing};
 use crate::db::{MountedDb, Part, Result};
 use crate::errno;
-use crate::held::Committing;
 use crate::locks::{Lock, LockKind, Owner, Range};
 use crate::name::{self, DbFile, FileKind};
 use crate::pool::{Lane, OnlyClient, Pool};
@@ -77,18 +77,10 @@ fn no_such_file() -> FileAttr {
     }
 }
 
-fn write(
-    fs: &Mounted,
-    (ino, fh): (INodeNo, FileHandle),
-    offset: u64,
-    data: &[u8],
-    reply: ReplyWrite,
-) {
-    let result = fs.write_file(ino, fh, offset, data);
-    fs.log(format_args!("write {ino} at {offset} for {}", data.len()), &result);
+fn answer_written(reply: ReplyWrite, len: usize, result: Result<()>) {
     match result {
         // No request carries more than MAX_WRITE.
-        Ok(()) => reply.written(data.len() as u32),
+        Ok(()) => reply.written(len as u32),
         Err(errno) => reply.error(errno),
     }
 }
@@ -148,15 +140,16 @@ impl Served {
         }
     }
 
-    /// The same for a request that may commit: if commits are held, it waits without a thread.
-    fn answer_commit(
+    /// The same for a request that may commit: see [`Committing`].
+    fn answer_commit<T: Send + 'static>(
         &self,
         effort: Effort,
         lane: impl FnOnce(&Mounted) -> Option<Arc<Lane>> + Send + 'static,
-        request: impl FnOnce(&Mounted) + Send + 'static,
+        act: impl FnOnce(&Mounted) -> Result<T> + Send + 'static,
+        answer: impl FnOnce(Result<T>) + Send + 'static,
     ) {
         let committing = self.committing.clone();
-        self.answer(effort, move |_| committing.serve(lane, request));
+        self.answer(effort, move |_| committing.serve(lane, act, answer));
     }
 
     /// What a request on a file takes.
@@ -285,18 +278,19 @@ impl Filesystem for Served {
     ) {
         self.arrived(req);
         let effort = self.effort(ino, |db, part| size.is_some() && db.may_commit(part));
-        let request = move |fs: &Mounted| {
+        let act = move |fs: &Mounted| {
             let set = fs.set_attributes(ino, fh, size);
             let result = set.and_then(|()| fs.attributes_of(ino, fh));
             fs.log(format_args!("setattr {ino} size {size:?}"), &result);
-            match result {
-                Ok((node, attributes)) => reply.attr(&node.attributes_ttl(), &attributes),
-                Err(errno) => reply.error(errno),
-            }
+            result
+        };
+        let answer = |result| match result {
+            Ok((node, attributes)) => reply.attr(&Node::attributes_ttl(&node), &attributes),
+            Err(errno) => reply.error(errno),
         };
         match size {
-            Some(_) => self.answer_commit(effort, move |fs| fs.lane(ino), request),
-            None => self.answer(effort, request),
+            Some(_) => self.answer_commit(effort, move |fs| fs.lane(ino), act, answer),
+            None => self.answer(effort, move |fs| answer(act(fs))),
         }
     }
 
@@ -310,8 +304,9 @@ impl Filesystem for Served {
             move |fs| {
                 let result = Mounted::kind(parent, &name).and_then(|kind| fs.tree.unlink(&kind));
                 fs.log(format_args!("unlink {name:?}"), &result);
-                answer_empty(reply, result);
+                result
             },
+            |result| answer_empty(reply, result),
         );
     }
 
@@ -411,18 +406,23 @@ impl Filesystem for Served {
             commits = part == Part::Wal || offset == 0 && part == Part::Journal;
             waits(db, part)
         });
-        let little = matches!(effort, Effort::Little);
-        if little && !commits {
-            return write(&self.mounted, (ino, fh), offset, data, reply);
-        }
-        if little && let Some(_pass) = self.committing.gate().try_pass() {
-            return write(&self.mounted, (ino, fh), offset, data, reply);
+        let len = data.len();
+        if let Effort::Little = effort {
+            let write = |fs: &Mounted| fs.write_file(ino, fh, offset, data);
+            if !commits {
+                return answer_written(reply, len, write(&self.mounted));
+            }
+            if let Some(_pass) = self.committing.gate().try_pass() {
+                let answer = move |result| answer_written(reply, len, result);
+                return committing::commit(&self.mounted, write, answer);
+            }
         }
         let data = data.to_vec();
-        let request = move |fs: &Mounted| write(fs, (ino, fh), offset, &data, reply);
+        let write = move |fs: &Mounted| fs.write_file(ino, fh, offset, &data);
+        let answer = move |result| answer_written(reply, len, result);
         match commits {
-            true => self.answer_commit(effort, move |fs| fs.lane(ino), request),
-            false => self.answer(effort, request),
+            true => self.answer_commit(effort, move |fs| fs.lane(ino), write, answer),
+            false => self.answer(effort, move |fs| answer(write(fs))),
         }
     }
 

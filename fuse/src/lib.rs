@@ -7,11 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod backing;
+mod committing;
 mod db;
 mod errno;
 mod fs;
 mod handles;
-mod held;
 mod journal;
 mod kernel;
 mod locks;

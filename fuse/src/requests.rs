@@ -231,11 +231,13 @@ impl Mounted {
         offset: u64,
         data: &[u8],
     ) -> Result<()> {
-        match self.tree.node(ino.0)? {
+        let result = match self.tree.node(ino.0)? {
             Node::Db(_, db, DbFile::Part(part)) => db.write(part, fh.0, offset, data),
             Node::Super(_, journal) => journal.write(offset, data),
             _ => Err(Errno::EIO),
-        }
+        };
+        self.log(format_args!("write {ino} at {offset} for {}", data.len()), &result);
+        result
     }
 
     /// Gives a lock back, or (`kind`) asks for one; `answer` may be called later.

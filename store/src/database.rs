@@ -13,7 +13,7 @@ use crate::db::compacted::CompactedRecord;
 use crate::db::cursor::{LogCursor, Relation};
 use crate::db::snapshot::Snapshot;
 use crate::db::writer::Writer;
-use crate::{DbName, Durability, Result};
+use crate::{DbName, Durability, Result, Unconfirmed};
 
 /// One database. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -154,8 +154,17 @@ impl Database {
     /// and the database can be written anew, with any page size.
     ///
     /// # Errors
-    /// `NotFound` if it has no content; as [`Database::begin_write`]; `Io`, `Full`.
+    /// `NotFound` if it has no content; as [`Database::begin_write`]; `Io`, `Full`; `Unconfirmed`.
     pub fn drop_database(&self) -> Result<Pos> {
+        confirmed(self.drop_unconfirmed()?)
+    }
+
+    /// The same, and does not wait for replicas: if there is something to confirm, the caller has
+    /// it confirmed before he acknowledges the change.
+    ///
+    /// # Errors
+    /// As [`Database::drop_database`].
+    pub fn drop_unconfirmed(&self) -> Result<(Pos, Option<Unconfirmed>)> {
         self.0.drop_content()
     }
 
@@ -163,18 +172,19 @@ impl Database {
     /// schema cookie (bytes 40..44) is raised, so that open connections notice.
     ///
     /// # Errors
-    /// `Invalid` if the bytes are not a whole SQLite database; `ReadOnly`, `Busy`, `Io`, `Full`.
+    /// `Invalid` if the bytes are not a whole SQLite database; `ReadOnly`, `Busy`, `Io`, `Full`;
+    /// `Unconfirmed`.
     pub fn import(&self, source: &mut dyn Read) -> Result<Pos> {
-        self.0.import(source, None)
+        confirmed(self.0.import(source, None)?)
     }
 
     /// Replaces the content at position `at` by one that its own client made of it, as one
     /// transaction: a change of the page size. The bytes are kept as they are. Nobody may hold the
-    /// [`Writer`](crate::Writer).
+    /// [`Writer`](crate::Writer). Does not wait for replicas, as [`Database::drop_unconfirmed`].
     ///
     /// # Errors
     /// `StaleSnapshot` if the newest position is not `at`; else as [`Database::import`].
-    pub fn replace(&self, at: Pos, source: &mut dyn Read) -> Result<Pos> {
+    pub fn replace(&self, at: Pos, source: &mut dyn Read) -> Result<(Pos, Option<Unconfirmed>)> {
         self.0.import(source, Some(at))
     }
 
@@ -290,4 +300,9 @@ impl Database {
     pub fn rewind(&self, to: Pos) -> Result<()> {
         self.0.rewind(to)
     }
+}
+
+/// Waits for replicas, if there is something to confirm.
+fn confirmed((pos, unconfirmed): (Pos, Option<Unconfirmed>)) -> Result<Pos> {
+    unconfirmed.map_or(Ok(pos), Unconfirmed::wait)
 }

@@ -18,6 +18,7 @@ mod name;
 mod node_file;
 mod options;
 mod recent;
+mod replication;
 mod shared;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -39,6 +40,7 @@ pub use litefs_ltx as ltx;
 pub use litefs_ltx::{Checksum, PageSize, Pgno, Pos, Txid};
 pub use name::DbName;
 pub use options::{Durability, Options};
+pub use replication::{Answer, Replication, Unconfirmed};
 pub use shared::Subscription;
 pub use storage::{DirLock, File, OpenMode, OsStorage, SECTOR, Storage};
 pub use store::{Event, Store, WeakStore};

@@ -1,6 +1,6 @@
 //! A write transaction: the store's writer, and the file as SQLite believes to have written it.
 
-use litefs_store::{Database, Durability, PageSize, Pgno, Pos, Snapshot, Writer};
+use litefs_store::{Database, Durability, PageSize, Pgno, Pos, Snapshot, Unconfirmed, Writer};
 
 use crate::errors::Failure;
 use crate::ffi::{SQLITE_CORRUPT, SQLITE_IOERR};
@@ -157,6 +157,11 @@ impl Change {
         self.prepared.take()?;
         self.touched = false;
         Some(self.writer.publish())
+    }
+
+    /// What was published and may not be acknowledged yet.
+    pub(crate) fn take_unconfirmed(&mut self) -> Option<Unconfirmed> {
+        self.writer.take_unconfirmed()
     }
 
     /// After a publish: the state to which the next transaction is a change.

@@ -264,13 +264,13 @@ impl MountedDb {
     /// The last lock that lets anybody write is gone. What is not committed is rolled back; what
     /// is committed in the WAL must be in the wal-index, or SQLite would write over it.
     fn end_writing(&self, access: &mut Access, gone: bool) {
-        let committed = {
+        let (committed, unindexed) = {
             let mut wal = self.wal.lock();
-            wal.end_transaction();
-            wal.committed_frames()
+            let unindexed = wal.end_transaction();
+            (wal.committed_frames(), unindexed)
         };
         let stale = self.abandon_transaction();
-        let indexed = self.shows_frames(committed, gone);
+        let indexed = self.shows_frames(committed, gone || unindexed);
         if stale.is_empty() && indexed {
             return;
         }

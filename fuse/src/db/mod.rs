@@ -37,6 +37,7 @@ use self::rollback::Journal;
 pub(crate) use self::rollback::commit_together;
 use self::shm_file::Shm;
 use self::wal_file::Wal;
+use crate::committing::answer_later;
 use crate::errno;
 use crate::kernel::Kernel;
 use crate::locks::{Lock, Owner, Range};
@@ -323,7 +324,8 @@ impl MountedDb {
 
     fn remove(&self) -> Result<()> {
         if self.main.read().tip().page_count() > 0 {
-            self.database.drop_database().map_err(|e| errno::of(&e))?;
+            let (_, unconfirmed) = self.database.drop_unconfirmed().map_err(|e| errno::of(&e))?;
+            answer_later(unconfirmed);
         } else if !self.shared.store.gate().is_open() {
             return Err(Errno::EACCES);
         }

@@ -6,6 +6,7 @@
 mod consul;
 mod endpoint;
 mod expand;
+mod replication;
 mod units;
 mod yaml;
 
@@ -17,6 +18,7 @@ use litefs_store::{DbName, Durability};
 
 pub use consul::{ConsulConfig, ConsulUrl};
 pub use endpoint::{Endpoint, parse_listen_addr};
+pub use replication::{Bounds, OnTimeout, ReplicationMode, SYNC_REPLICAS_MAX, SyncSettings};
 pub use units::{parse_duration, parse_size};
 
 use crate::tls::{TlsConfig, TlsFiles};
@@ -49,6 +51,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Who is primary.
     pub lease: LeaseConfig,
+    /// When a commit is acknowledged; the same on all nodes.
+    pub replication: ReplicationMode,
     /// What is logged, and how.
     pub log: LogConfig,
     /// Keys that were accepted for LiteFS's sake but change nothing here; logged at start.
@@ -158,6 +162,7 @@ impl Config {
                 reconnect_delay: Duration::from_secs(1),
                 demote_delay: Duration::from_secs(10),
             },
+            replication: ReplicationMode::Async,
             log: LogConfig { format: LogFormat::Text, timestamp: false, debug: false },
             notices: Vec::new(),
         }
@@ -207,6 +212,12 @@ impl Config {
         self
     }
 
+    /// Changes when a commit is acknowledged.
+    pub fn replicating(mut self, mode: ReplicationMode) -> Self {
+        self.replication = mode;
+        self
+    }
+
     /// Uses the certificates that `litefs-node certs` wrote.
     pub fn with_tls(mut self, files: TlsFiles) -> Self {
         self.tls.files = Some(files);
@@ -218,6 +229,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_lease()?;
         self.validate_mount()?;
+        self.replication.validate()?;
         if self.tls.insecure && self.tls.files.is_some() {
             return Err(ConfigError::new(
                 "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or \

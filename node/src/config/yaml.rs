@@ -3,8 +3,8 @@
 //! Every key of LiteFS is known. A key whose part this build does not serve is an error where
 //! ignoring it would break a promise (a child process, a proxy, a backup), and a
 //! notice where nothing is promised. Any other key is an error with its line and the closest
-//! known key. Ours are `tls.*`, `data.durability`, `data.log-size`, `lease.consul.fast-failover`
-//! and `lease.consul.ca`.
+//! known key. Ours are `tls.*`, `replication.*`, `data.durability`, `data.log-size`,
+//! `lease.consul.fast-failover` and `lease.consul.ca`.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_saphyr::{Error, Spanned};
 
+use super::replication::RawReplication;
 use super::{
     Config, ConfigError, ConsulConfig, LogFormat, expand, parse_duration, parse_listen_addr,
     parse_size,
@@ -51,7 +52,7 @@ pub(super) fn parse(text: &str, origin: &str, env: Env<'_>) -> Result<Config, Co
 }
 
 /// An error in a value: its line and what is wrong.
-type ValueError = (u64, String);
+pub(super) type ValueError = (u64, String);
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -65,6 +66,7 @@ struct Raw {
     http: Option<RawHttp>,
     proxy: Option<RawProxy>,
     lease: Option<RawLease>,
+    replication: Option<RawReplication>,
     backup: Option<RawBackup>,
     log: Option<RawLog>,
     tracing: Option<RawTracing>,
@@ -263,6 +265,9 @@ impl Raw {
         if let Some(lease) = self.lease {
             lease.apply(&mut config)?;
         }
+        if let Some(replication) = &self.replication {
+            config.replication = replication.mode()?;
+        }
         if let Some(log) = self.log {
             log.apply(&mut config)?;
         }
@@ -435,7 +440,7 @@ fn parse_durability(text: &str) -> Result<Durability, String> {
 }
 
 /// Reads a value, with its line in the error.
-fn value<T, E: Display>(
+pub(super) fn value<T, E: Display>(
     text: &Spanned<String>,
     read: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, ValueError> {

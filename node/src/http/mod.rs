@@ -33,7 +33,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use info::{DatabaseInfo, Info, LeaseInfo, PrimaryName, ReplicaInfo};
+pub use info::{DatabaseInfo, Info, LeaseInfo, PrimaryName, ReplicaInfo, ReplicationInfo};
 pub use view::{LeaseStatus, NodeView, ReplicaStatus, Role, Wish};
 
 use self::events::EventHub;

@@ -8,6 +8,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::lease::action::Transition;
+use crate::replication::confirm::ConfirmStatus;
 
 /// A node, as the HTTP API and the metrics see it. Every method answers at once.
 pub trait NodeView: Send + Sync + 'static {
@@ -30,6 +31,10 @@ pub trait NodeView: Send + Sync + 'static {
     fn promote(&self) -> Wish;
     /// Asks that it hand the role of the primary over to another node.
     fn hand_over(&self, node: u64) -> Wish;
+    /// What commits wait for; `None` in mode `async`.
+    fn confirm(&self) -> Option<ConfirmStatus> {
+        None
+    }
 }
 
 /// What the lease says of this node's part.

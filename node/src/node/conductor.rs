@@ -169,7 +169,8 @@ impl Conductor {
                 Some(lease) => lease.tell(Event::TakeOver { node, refuse }),
                 None => refuse("its lease is static"),
             });
-        let term = Arc::new(Term::begin(store.clone(), identity, take_over));
+        let term =
+            Arc::new(Term::begin(store.clone(), identity, shared.confirmer.clone(), take_over));
         *shared.part.lock() = Part::Primary(term);
         Ok(hostname)
     }

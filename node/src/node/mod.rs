@@ -16,7 +16,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use litefs_fuse::MountOptions;
-use litefs_store::{Database, DbName, Options, Pos, Store};
+use litefs_store::{Database, DbName, Durability, Options, Pos, Replication, Store};
 use litefs_vfs::rusqlite::Connection;
 use parking_lot::Mutex;
 use quinn::Endpoint;
@@ -27,10 +27,11 @@ use tokio::sync::{Notify, watch};
 use self::conductor::{Commands, Conductor, replica_reason};
 use self::elector::{Inbox, Lease, Order};
 use self::shared::{Part, Shared};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ReplicationMode};
 use crate::http::{self, NodeView, Role, Wish};
 use crate::lease::consul::{ConsulLease, Face};
 use crate::lease::{Primary, StaticLease};
+use crate::replication::confirm::Confirmer;
 use crate::replication::serve::ConnectedReplica;
 use crate::sockets::Sockets;
 use crate::tls::{self, TlsError, TlsMode};
@@ -116,7 +117,8 @@ impl Node {
         config.validate()?;
         let tls = Arc::new(TlsMode::load(&config)?);
         let (server, client) = (tls::quic_server_config(&tls)?, tls::quic_client_config(&tls)?);
-        let store = Store::open_with(&config.data.dir, store_options(&config))?;
+        let confirmer = Confirmer::new(config.replication);
+        let store = Store::open_with(&config.data.dir, store_options(&config, &confirmer))?;
         if let Some(reason) = closed_at_first(&config) {
             store.gate().close(&reason);
         }
@@ -134,6 +136,7 @@ impl Node {
         let shared = Arc::new(Shared {
             store,
             config,
+            confirmer,
             tls,
             endpoint,
             addr: sockets.addr,
@@ -156,7 +159,13 @@ impl Node {
             http::Server::start(shared.clone(), api)?
         };
         let stop = Arc::new(Notify::new());
+        if let Some(confirmer) = &shared.confirmer {
+            runtime.spawn(Confirmer::run(Arc::downgrade(confirmer)));
+        }
         let (end, ended) = mpsc::channel();
+        if let (Some(confirmer), Some(lease)) = (&shared.confirmer, &shared.lease) {
+            confirmer.set_publisher(lease.publisher());
+        }
         let (commands, assignments) = match who {
             Decider::Config(lease) => (Commands::Static(lease.watch()), Some(lease)),
             Decider::Consul { inbox, orders } => {
@@ -464,9 +473,15 @@ fn configured_primary(config: &Config) -> Primary {
     }
 }
 
-fn store_options(config: &Config) -> Options {
+fn store_options(config: &Config, confirmer: &Option<Arc<Confirmer>>) -> Options {
+    let durability = match config.replication {
+        // On the primary and its replicas: what is acknowledged is on all their disks.
+        ReplicationMode::Sync(_) => Durability::Full,
+        _ => config.data.durability,
+    };
     Options {
-        durability: config.data.durability,
+        durability,
+        replication: confirmer.clone().map(|confirmer| confirmer as Arc<dyn Replication>),
         retention: config.data.retention,
         log_size: config.data.log_size,
         ..Options::default()

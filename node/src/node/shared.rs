@@ -13,6 +13,7 @@ use super::elector::Lease;
 use crate::config::Config;
 use crate::http::{LeaseStatus, NodeView, ReplicaStatus, Role, Wish};
 use crate::lease::action::Transition;
+use crate::replication::confirm::{ConfirmStatus, Confirmer};
 use crate::replication::follow::Follower;
 use crate::replication::serve::{ConnectedReplica, Term, close_connection};
 use crate::replication::wire::{Close, Reason};
@@ -23,6 +24,8 @@ use crate::tls::{PeerIdentity, TlsMode};
 pub(super) struct Shared {
     pub store: Store,
     pub config: Config,
+    /// Commits that wait for replicas, if they have to.
+    pub confirmer: Option<Arc<Confirmer>>,
     pub tls: Arc<TlsMode>,
     pub endpoint: Endpoint,
     pub addr: SocketAddr,
@@ -130,6 +133,10 @@ impl NodeView for Shared {
             unacknowledged_transactions: replica.unacknowledged,
         };
         self.connected().into_iter().map(status).collect()
+    }
+
+    fn confirm(&self) -> Option<ConfirmStatus> {
+        self.confirmer.as_ref().map(|confirmer| confirmer.status())
     }
 
     fn lease(&self) -> LeaseStatus {

@@ -557,6 +557,10 @@ impl Local for Store {
         Store::epoch(self)
     }
 
+    fn databases(&self) -> Vec<DbName> {
+        Store::databases(self).iter().map(|db| db.name().clone()).collect()
+    }
+
     fn positions(&self, db: &DbName) -> (Pos, Pos) {
         self.database(db).map(|db| (db.pos(), db.synced_pos())).unwrap_or_default()
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,10 @@ use quinn::{Connection, VarInt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
+use super::confirm::Confirmer;
 use super::control::{Control, ControlError};
 use super::primary::{History, Identity, Outcome, Peer, Task, Work};
+use super::quorum::Joined;
 use super::send::{Line, Sender};
 use super::wire::{Ack, Close, FromPrimary, FromReplica, Reason, StreamReset};
 use super::{GREETING_TIMEOUT, printable, wall_ms};
@@ -34,7 +37,10 @@ pub struct Term {
     store: Store,
     identity: Identity,
     bulk: Arc<Semaphore>,
+    /// Commits that wait for replicas, if they have to.
+    confirmer: Option<Arc<Confirmer>>,
     sessions: Arc<RwLock<Vec<Arc<Session>>>>,
+    sessions_begun: AtomicU64,
     /// Why the term is over, once it is.
     ended: Mutex<Option<Close>>,
     take_over: TakeOver,
@@ -77,8 +83,16 @@ struct Session {
 type JobEnd = (DbName, Line, Outcome);
 
 impl Term {
-    /// Begins a term.
-    pub fn begin(store: Store, identity: Identity, take_over: TakeOver) -> Self {
+    /// Begins a term. The write gate opens afterwards.
+    pub fn begin(
+        store: Store,
+        identity: Identity,
+        confirmer: Option<Arc<Confirmer>>,
+        take_over: TakeOver,
+    ) -> Self {
+        if let Some(confirmer) = &confirmer {
+            confirmer.begin();
+        }
         let sessions: Arc<RwLock<Vec<Arc<Session>>>> = Arc::default();
         let listeners = sessions.clone();
         let commits = store.subscribe(move |event| {
@@ -90,7 +104,9 @@ impl Term {
             store,
             identity,
             bulk: Arc::new(Semaphore::new(BULK_READERS)),
+            confirmer,
             sessions,
+            sessions_begun: AtomicU64::new(0),
             ended: Mutex::new(None),
             take_over,
             moved: Notify::new(),
@@ -156,6 +172,9 @@ impl Term {
     /// Ends all connections, also those that are still greeting.
     pub fn end(&self, close: &Close) {
         *self.ended.lock() = Some(close.clone());
+        if let Some(confirmer) = &self.confirmer {
+            confirmer.end(&close.text);
+        }
         self.sessions.read().iter().for_each(|session| session.wake.notify_one());
     }
 
@@ -185,6 +204,8 @@ impl Term {
             control: Control::new(send, recv),
             lines: HashMap::new(),
             jobs: JoinSet::new(),
+            number: self.sessions_begun.fetch_add(1, Ordering::Relaxed),
+            joined: None,
         };
         let mut end = drive.run().await;
         if let End::Goodbye(close) = end {
@@ -192,6 +213,7 @@ impl Term {
         }
         self.sessions.write().retain(|other| !Arc::ptr_eq(other, &session));
         self.moved.notify_waiters();
+        drive.leave_quorum();
         match end {
             End::Close(close) | End::Goodbye(close) => close_connection(&connection, &close),
             End::Lost(text) => log_end(&connection, &text),
@@ -271,6 +293,10 @@ struct Drive<'a> {
     control: Control,
     lines: HashMap<DbName, Line>,
     jobs: JoinSet<JobEnd>,
+    /// Which of the term's connections this is.
+    number: u64,
+    /// The replica's node id, once it has had everything.
+    joined: Option<u64>,
 }
 
 /// How a connection ends.
@@ -346,6 +372,7 @@ impl Drive<'_> {
         }
         self.take_commits();
         self.take_messages()?;
+        self.join_quorum();
         let now = self.now();
         {
             let mut peer = self.session.peer.lock();
@@ -403,6 +430,10 @@ impl Drive<'_> {
                 FromReplica::Offers(_) | FromReplica::Ready | FromReplica::Points(..)
             );
             let is_ack = matches!(message, FromReplica::Acks(_));
+            let acks = match (&message, self.joined) {
+                (FromReplica::Acks(acks), Some(_)) => acks.clone(),
+                _ => Vec::new(),
+            };
             let now = self.now();
             let handle = || {
                 self.session.peer.lock().handle_message(now, message, &self.term.store);
@@ -411,6 +442,7 @@ impl Drive<'_> {
                 true => tokio::task::block_in_place(handle),
                 false => handle(),
             }
+            self.pass_on(acks);
             if is_hello {
                 self.welcome();
             }
@@ -431,6 +463,45 @@ impl Drive<'_> {
         let session = self.session.clone();
         let refuse = move |why: &str| session.tell(FromPrimary::NoTakeOver(printable(why)));
         (self.term.take_over)(node, Box::new(refuse));
+    }
+
+    /// Once the replica has had everything, commits may wait for it.
+    fn join_quorum(&mut self) {
+        let Some(confirmer) = self.term.confirmer.as_ref().filter(|_| self.joined.is_none()) else {
+            return;
+        };
+        let (node, filter, acks) = {
+            let peer = self.session.peer.lock();
+            let Some(hello) = peer.hello().filter(|_| peer.lag(self.now()).is_some()) else {
+                return;
+            };
+            let acks: Vec<Ack> = peer.acks().filter(|ack| peer.streams(&ack.db)).collect();
+            (hello.node, peer.filter().clone(), acks)
+        };
+        self.joined = Some(node);
+        let joined = Joined { node, session: self.number, filter: &filter, acks: &acks };
+        confirmer.joined(&joined, || {
+            let all = Store::databases(&self.term.store);
+            all.iter().map(|db| (db.name().clone(), db.pos())).collect()
+        });
+    }
+
+    fn leave_quorum(&self) {
+        if let (Some(confirmer), Some(node)) = (&self.term.confirmer, self.joined) {
+            confirmer.lost(node, self.number);
+        }
+    }
+
+    /// Confirms commits.
+    fn pass_on(&self, mut acks: Vec<Ack>) {
+        if let (Some(confirmer), Some(node), false) =
+            (&self.term.confirmer, self.joined, acks.is_empty())
+        {
+            let peer = self.session.peer.lock();
+            acks.retain(|ack| peer.streams(&ack.db));
+            drop(peer);
+            confirmer.acknowledged(node, self.number, &acks);
+        }
     }
 
     fn welcome(&self) {

@@ -7,7 +7,7 @@ use litefs_ltx::{PageSize, Pgno, Pos};
 use super::commit::{Appended, Draft};
 use super::overlay::{LOCAL_LIMIT, Overlay};
 use super::{Content, Db};
-use crate::{Durability, Error, Result, Snapshot};
+use crate::{Durability, Error, Result, Snapshot, Unconfirmed};
 
 /// The one writer of a database, and its uncommitted pages. Dropping it rolls back.
 ///
@@ -23,6 +23,7 @@ pub struct Writer {
     began: Pos,
     overlay: Option<Overlay>,
     prepared: Option<Prepared>,
+    unconfirmed: Option<Unconfirmed>,
 }
 
 /// A record at the end of the log that nobody has seen yet.
@@ -30,27 +31,44 @@ pub struct Writer {
 struct Prepared {
     appended: Appended,
     durability: Durability,
-    _passed: Passed,
+    passed: Passed,
 }
 
 /// A commit that is past the write gate, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Passed(Arc<Db>);
+pub(crate) struct Passed {
+    db: Arc<Db>,
+    /// It may be dropped on another thread than the one that passed.
+    detached: bool,
+}
 
 impl Passed {
     /// Waits while the gate is held.
     ///
     /// # Errors
-    /// `ReadOnly` unless a commit is allowed now.
+    /// `ReadOnly` unless a commit is allowed now, here and by the replicas.
     pub(crate) fn enter(db: &Arc<Db>) -> Result<Self> {
         db.shared.gate.enter(&db.name)?;
-        Ok(Self(db.clone()))
+        let passed = Self { db: db.clone(), detached: false };
+        db.check_admitted()?;
+        Ok(passed)
+    }
+
+    /// Lets any thread drop it.
+    pub(crate) fn detach(mut self) -> Self {
+        if !std::mem::replace(&mut self.detached, true) {
+            self.db.shared.gate.detach();
+        }
+        self
     }
 }
 
 impl Drop for Passed {
     fn drop(&mut self) {
-        self.0.shared.gate.leave();
+        match self.detached {
+            true => self.db.shared.gate.step_back(),
+            false => self.db.shared.gate.leave(),
+        }
     }
 }
 
@@ -58,6 +76,7 @@ impl Writer {
     pub(crate) fn begin(db: &Arc<Db>, snapshot: &Snapshot) -> Result<Self> {
         db.check_well()?;
         db.shared.gate.check(&db.name)?;
+        db.check_admitted()?;
         let busy = || Error::Busy { db: db.name.clone() };
         let token = db.token.try_acquire().ok_or_else(busy)?;
         let content = db.content();
@@ -67,7 +86,8 @@ impl Writer {
             return Err(Error::StaleSnapshot { db: db.name.clone() });
         }
         let db = db.clone();
-        Ok(Self { db, content, token, began: newest, overlay: None, prepared: None })
+        let (overlay, prepared, unconfirmed) = (None, None, None);
+        Ok(Self { db, content, token, began: newest, overlay, prepared, unconfirmed })
     }
 
     /// The page size: the database's, or for an empty one that of the first written page.
@@ -171,7 +191,7 @@ impl Writer {
         let overlay = self.overlay.as_ref().expect("BUG: a plan is made of an overlay");
         let appended = self.db.append(draft, overlay, durability);
         let appended = appended.inspect_err(|_| self.db.token.end_commit(self.token))?;
-        self.prepared = Some(Prepared { appended, durability, _passed: passed });
+        self.prepared = Some(Prepared { appended, durability, passed });
         Ok(())
     }
 
@@ -210,14 +230,21 @@ impl Writer {
     pub fn publish(&mut self) -> Pos {
         let overlay = self.overlay.take();
         match (self.prepared.take(), overlay) {
-            (Some(Prepared { appended, durability, _passed }), Some(overlay)) => {
+            (Some(Prepared { appended, durability, passed }), Some(overlay)) => {
                 let pos = self.db.publish(&self.content, appended, overlay, durability);
                 self.db.token.end_commit(self.token);
                 self.began = pos;
+                self.unconfirmed = Unconfirmed::new(&self.db, pos, passed);
                 pos
             }
             _ => self.began,
         }
+    }
+
+    /// What was just published, if it may not be acknowledged before replicas have confirmed it.
+    /// Whoever publishes must ask.
+    pub fn take_unconfirmed(&mut self) -> Option<Unconfirmed> {
+        self.unconfirmed.take()
     }
 
     /// Forgets the written pages, and takes a prepared record off the log again.
@@ -228,7 +255,7 @@ impl Writer {
 
     /// Takes a prepared record off the log again; the written pages stay, for another attempt.
     pub fn take_back(&mut self) {
-        if let Some(Prepared { appended, _passed, .. }) = self.prepared.take() {
+        if let Some(Prepared { appended, passed: _passed, .. }) = self.prepared.take() {
             self.db.take_back(&appended);
             self.db.token.end_commit(self.token);
         }
