@@ -12,6 +12,7 @@ mod litefs_data;
 mod ltx;
 mod mount;
 mod progress;
+mod promote;
 mod run;
 mod shell;
 mod source;
@@ -88,6 +89,8 @@ enum Command {
     Run(run::RunArgs),
     /// Show a node's role, lag and databases
     Status(status::StatusArgs),
+    /// Make a node the primary: the present one hands over, and no commit is lost
+    Promote(promote::PromoteArgs),
     /// Replace or create a database from a SQLite file
     Import(import::ImportArgs),
     /// Write a database to a SQLite file
@@ -150,6 +153,7 @@ fn execute(command: Command) -> Result<u8, CliError> {
         Command::Mount(args) => return mount::run(&args),
         Command::Run(args) => return run::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Promote(args) => promote::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Certs(command) => certs::run(&command),

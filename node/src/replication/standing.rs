@@ -11,10 +11,14 @@
 //! * content is *the primary's own* if the file names the primary and epoch that are followed now,
 //!   and the newest record in the database's log names another node as its author.
 //!
-//! Whenever something is missing or unreadable, the answer is no.
+//! Beside it, the file `term` has the epoch in which this node last was in sync with the primary,
+//! or was primary itself: a node that was left behind in an older one does not become primary while
+//! another knows more.
+//!
+//! Whenever something is missing or unreadable, the answer is no, and the epoch 0.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use litefs_store::ltx::Header;
@@ -23,6 +27,7 @@ use litefs_store::{Database, Store};
 use super::wire::Welcome;
 
 const NAME: &str = "following";
+const TERM: &str = "term";
 
 /// The file `following`.
 pub struct Standing {
@@ -38,23 +43,40 @@ impl Standing {
     /// Everything of this primary has arrived.
     ///
     /// # Errors
-    /// The file could not be written: content counts as this node's own.
+    /// A file could not be written: content counts as this node's own, or as older than it is.
     pub fn note_in_sync(&self, primary: &Welcome) -> io::Result<()> {
         let new = self.dir.join(format!("{NAME}.new"));
         fs::write(&new, text(primary))?;
-        fs::rename(new, self.dir.join(NAME))
+        fs::rename(new, self.dir.join(NAME))?;
+        self.note_term(primary.epoch)
     }
 
-    /// From now on this node may commit by itself.
+    /// The epoch in which this node last was in sync with the primary, or was primary; 0 if never.
+    pub fn term(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.join(TERM)).unwrap_or_default();
+        text.trim_end().parse().unwrap_or(0)
+    }
+
+    /// From now on this node may commit by itself, in this epoch.
     ///
     /// # Errors
     /// The file may still be there: this node must not commit.
-    pub fn note_own_commits(&self) -> io::Result<()> {
+    pub fn note_own_commits(&self, epoch: u64) -> io::Result<()> {
+        self.note_term(epoch)?;
         match fs::remove_file(self.dir.join(NAME)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
             Ok(()) => File::open(&self.dir)?.sync_all(),
         }
+    }
+
+    fn note_term(&self, epoch: u64) -> io::Result<()> {
+        let new = self.dir.join(format!("{TERM}.new"));
+        let mut file = File::create(&new)?;
+        writeln!(file, "{epoch}")?;
+        file.sync_all()?;
+        fs::rename(new, self.dir.join(TERM))?;
+        File::open(&self.dir)?.sync_all()
     }
 
     /// True if this node had everything of this primary, in this epoch, and was not primary since.
@@ -99,11 +121,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let standing = Standing::of(dir.path());
         assert!(!standing.follows(&primary(1, 1)));
-        standing.note_own_commits().unwrap();
+        assert_eq!(standing.term(), 0);
+        standing.note_own_commits(3).unwrap();
+        assert_eq!(standing.term(), 3);
         standing.note_in_sync(&primary(1, 1)).unwrap();
+        assert_eq!(standing.term(), 1);
         assert!(standing.follows(&primary(1, 1)));
         assert!(!standing.follows(&primary(2, 1)) && !standing.follows(&primary(1, 2)));
-        standing.note_own_commits().unwrap();
+        standing.note_own_commits(1).unwrap();
         assert!(!standing.follows(&primary(1, 1)));
         fs::write(dir.path().join(NAME), "C 00000000000").unwrap();
         assert!(!standing.follows(&primary(1, 1)), "torn");
