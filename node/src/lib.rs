@@ -4,11 +4,13 @@
 pub mod cli;
 pub mod config;
 pub mod demo;
+mod faces;
 pub mod http;
 pub mod lease;
 pub mod logging;
 mod metrics;
 mod node;
+pub mod proxy;
 pub mod replication;
 pub mod sockets;
 pub mod tls;

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -21,7 +21,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use crate::config::{self, Config, ConfigError};
-use crate::http::{self, NodeView, ReplicaStatus, Role};
+use crate::faces::Faces;
+use crate::http::{NodeView, ReplicaStatus, Role};
 use crate::lease::{Assignment, Primary, StaticLease};
 use crate::replication::follow::{Follow, Follower};
 use crate::replication::primary::Identity;
@@ -36,8 +37,9 @@ use crate::tls::{self, PeerIdentity, TlsError, TlsMode};
 const CONNECTIONS_MAX: usize = 256;
 /// From so many on, a dialler must prove its address before it costs memory.
 const CONNECTIONS_EASY: usize = 32;
-/// Threads for blocking calls; replication uses at most 28 of them, the HTTP API the rest.
-const BLOCKING_THREADS: usize = 40;
+/// Threads for blocking calls; replication uses at most 28 of them, exports and imports 20, and the
+/// rest is for what nobody may hold up.
+const BLOCKING_THREADS: usize = 64;
 /// What the last packets may take to leave. Waiting until no connection is left could take
 /// seconds: a failed dial lingers, as QUIC wants it.
 const LINGER: Duration = Duration::from_millis(200);
@@ -106,6 +108,7 @@ struct Shared {
     tls: Arc<TlsMode>,
     endpoint: Endpoint,
     addr: SocketAddr,
+    proxy_addr: Option<SocketAddr>,
     role: watch::Sender<Role>,
     part: Mutex<Part>,
     /// How many changes of role are done, and how the last one went.
@@ -151,27 +154,28 @@ impl Node {
             tls,
             endpoint,
             addr: sockets.addr,
+            proxy_addr: sockets.proxy.as_ref().and_then(|proxy| proxy.local_addr().ok()),
             role: watch::Sender::default(),
             part: Mutex::new(Part::None),
             changes: watch::Sender::new((0, Ok(()))),
         });
-        Self::run(shared, lease, runtime, sockets.api)
+        Self::run(shared, lease, runtime, (sockets.api, sockets.proxy))
     }
 
     fn run(
         shared: Arc<Shared>,
         lease: StaticLease,
         runtime: Runtime,
-        api: std::net::TcpListener,
+        (api, proxy): (TcpListener, Option<TcpListener>),
     ) -> Result<Self, NodeError> {
-        let server = {
+        let faces = {
             let _inside = runtime.enter();
-            http::Server::start(shared.clone(), api)?
+            Faces::start(&shared, &shared.config, api, proxy)?
         };
         let stop = Arc::new(Notify::new());
         let (end, ended) = mpsc::channel();
         let conductor =
-            Conductor { shared: shared.clone(), lease: lease.watch(), stop: stop.clone(), server };
+            Conductor { shared: shared.clone(), lease: lease.watch(), stop: stop.clone(), faces };
         runtime.spawn(async move {
             conductor.run().await;
             // Fails only if nobody waits for it.
@@ -248,6 +252,11 @@ impl Node {
     /// Where the node listens: QUIC (UDP), and HTTP (TCP) on the same port.
     pub fn addr(&self) -> SocketAddr {
         self.shared.addr
+    }
+
+    /// Where the proxy listens, if there is one.
+    pub fn proxy_addr(&self) -> Option<SocketAddr> {
+        self.shared.proxy_addr
     }
 
     /// Who is primary, now and whenever it changes.
@@ -476,7 +485,7 @@ struct Conductor {
     shared: Arc<Shared>,
     lease: watch::Receiver<Assignment>,
     stop: Arc<Notify>,
-    server: http::Server,
+    faces: Faces,
 }
 
 impl Conductor {
@@ -504,7 +513,7 @@ impl Conductor {
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT + GOODBYE_TIMEOUT / 2, drained).await;
         endpoint.close(VarInt::from_u32(Reason::Shutdown.code()), b"this node is shutting down");
         let _ = tokio::time::timeout(LINGER, endpoint.wait_idle()).await;
-        self.server.shutdown().await;
+        self.faces.shutdown().await;
     }
 
     async fn change_role(&mut self) {

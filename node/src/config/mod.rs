@@ -5,6 +5,7 @@
 
 mod endpoint;
 mod expand;
+mod proxy;
 mod units;
 mod yaml;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use litefs_store::{DbName, Durability};
 
 pub use endpoint::{Endpoint, parse_listen_addr};
+pub use proxy::{PathPattern, PrimaryRedirect, ProxyConfig};
 pub use units::{parse_duration, parse_size};
 
 use crate::tls::{TlsConfig, TlsFiles};
@@ -43,6 +45,8 @@ pub struct Config {
     pub fuse: FuseConfig,
     /// Where the node listens.
     pub http: HttpConfig,
+    /// The HTTP proxy before the application; `None`: there is none.
+    pub proxy: Option<ProxyConfig>,
     /// How connections between nodes are protected.
     pub tls: TlsConfig,
     /// Who is primary.
@@ -134,6 +138,7 @@ impl Config {
             },
             fuse: FuseConfig::default(),
             http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into() },
+            proxy: None,
             tls: TlsConfig { files: None, insecure: false },
             lease: LeaseConfig {
                 candidate: true,
@@ -185,6 +190,12 @@ impl Config {
         self
     }
 
+    /// Puts the HTTP proxy before an application.
+    pub fn with_proxy(mut self, proxy: ProxyConfig) -> Self {
+        self.proxy = Some(proxy);
+        self
+    }
+
     /// Uses the certificates that `litefs-node certs` wrote.
     pub fn with_tls(mut self, files: TlsFiles) -> Self {
         self.tls.files = Some(files);
@@ -196,6 +207,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_lease()?;
         self.validate_mount()?;
+        self.validate_proxy()?;
         if self.tls.insecure && self.tls.files.is_some() {
             return Err(ConfigError::new(
                 "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or \
@@ -266,6 +278,21 @@ impl Config {
             )));
         }
         Ok(())
+    }
+
+    /// A proxy that asks itself would do so for ever.
+    fn validate_proxy(&self) -> Result<(), ConfigError> {
+        let Some(proxy) = &self.proxy else { return Ok(()) };
+        let own = [("proxy.addr", proxy.addr), ("http.addr", self.http.addr)];
+        let target = &proxy.target;
+        let mut own = own.iter().filter(|(_, addr)| addr.port() == target.port());
+        match own.find(|(_, addr)| target.is_loopback() || target.host() == addr.ip().to_string()) {
+            Some((key, addr)) => Err(ConfigError::new(format!(
+                "proxy.target {target} is {key} {addr}, this node itself: name the application \
+                 there"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// The setting through which other hosts reach this node, or it them.
@@ -368,6 +395,24 @@ mod tests {
         for (data, mount) in [("/d", "/m"), ("/d", "/d/m"), ("/data", "/dat"), ("/d", "/d2")] {
             config(data, mount).unwrap();
         }
+    }
+
+    #[test]
+    fn a_proxy_that_asks_itself_is_refused() {
+        let config = |addr: &str, target: &str| {
+            let proxy = ProxyConfig::new(addr.parse().unwrap(), target, "a.db").unwrap();
+            Config::new("/tmp/x").with_proxy(proxy).validate()
+        };
+        for (addr, target, key) in [
+            ("[::]:8080", "localhost:8080", "proxy.addr"),
+            ("10.0.0.1:80", "10.0.0.1:80", "proxy.addr"),
+            ("[::]:8080", "127.0.0.1:20202", "http.addr"),
+        ] {
+            let text = config(addr, target).unwrap_err().to_string();
+            assert!(text.contains(key) && text.contains("proxy.target"), "{text}");
+        }
+        config("[::]:8080", "localhost:8081").unwrap();
+        config("127.0.0.1:8080", "app:8080").unwrap();
     }
 
     #[test]

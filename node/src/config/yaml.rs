@@ -1,9 +1,9 @@
 //! `litefs.yml`: LiteFS's keys and ours, strictly.
 //!
 //! Every key of LiteFS is known. A key whose part this build does not serve is an error where
-//! ignoring it would break a promise (a child process, a proxy, Consul, a backup), and a
-//! notice where nothing is promised. Any other key is an error with its line and the closest
-//! known key. Ours are `tls.*`, `data.durability` and `data.log-size`.
+//! ignoring it would break a promise (a child process, Consul, a backup), and a notice where
+//! nothing is promised. Any other key is an error with its line and the closest known key. Ours
+//! are `tls.*`, `data.durability`, `data.log-size` and `proxy.primary-redirect`.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_saphyr::{Error, Spanned};
 
+use super::proxy::RawProxy;
 use super::{
     Config, ConfigError, LogFormat, expand, parse_duration, parse_listen_addr, parse_size,
 };
@@ -43,13 +44,13 @@ pub(super) fn parse(text: &str, origin: &str, env: Env<'_>) -> Result<Config, Co
             refusals.0.iter().map(|(line, text)| at(*line, text).to_string()).collect();
         return Err(ConfigError::new(lines.join("\n")));
     }
-    let config = raw.into_config().map_err(|(line, message)| at(line, &message))?;
+    let config = raw.into_config(env).map_err(|(line, message)| at(line, &message))?;
     config.validate().map_err(|e| ConfigError::new(format!("{origin}: {e}")))?;
     Ok(config)
 }
 
 /// An error in a value: its line and what is wrong.
-type ValueError = (u64, String);
+pub(super) type ValueError = (u64, String);
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -93,35 +94,6 @@ struct RawFuse {
 struct RawHttp {
     addr: Option<Spanned<String>>,
     snapshot_timeout: Option<Spanned<String>>,
-}
-
-/// Only `target` switches the proxy on; the other keys are known so that their names are checked.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct RawProxy {
-    target: Option<Spanned<String>>,
-    #[serde(rename = "addr")]
-    _addr: Option<IgnoredAny>,
-    #[serde(rename = "db")]
-    _db: Option<IgnoredAny>,
-    #[serde(rename = "max-lag")]
-    _max_lag: Option<IgnoredAny>,
-    #[serde(rename = "debug")]
-    _debug: Option<IgnoredAny>,
-    #[serde(rename = "passthrough")]
-    _passthrough: Option<IgnoredAny>,
-    #[serde(rename = "always-forward")]
-    _always_forward: Option<IgnoredAny>,
-    #[serde(rename = "primary-redirect-timeout")]
-    _primary_redirect_timeout: Option<IgnoredAny>,
-    #[serde(rename = "read-timeout")]
-    _read_timeout: Option<IgnoredAny>,
-    #[serde(rename = "read-header-timeout")]
-    _read_header_timeout: Option<IgnoredAny>,
-    #[serde(rename = "write-timeout")]
-    _write_timeout: Option<IgnoredAny>,
-    #[serde(rename = "idle-timeout")]
-    _idle_timeout: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize, Default)]
@@ -207,12 +179,6 @@ impl Refusals {
             "exec: starting a program is not available in this build yet: remove exec and \
              start it yourself",
         );
-        let proxy = raw.proxy.as_ref().and_then(|p| filled(&p.target));
-        self.refuse(
-            proxy,
-            "proxy.target: the HTTP proxy is not available in this build yet: remove \
-             proxy.target",
-        );
         let backup = raw.backup.as_ref().and_then(|b| filled(&b.kind));
         self.refuse(
             backup,
@@ -243,7 +209,7 @@ impl Refusals {
 }
 
 /// The value, unless it is absent or empty (which LiteFS takes for absent).
-fn filled(text: &Option<Spanned<String>>) -> Option<&Spanned<String>> {
+pub(super) fn filled(text: &Option<Spanned<String>>) -> Option<&Spanned<String>> {
     text.as_ref().filter(|text| !text.value.is_empty())
 }
 
@@ -252,7 +218,7 @@ fn filled_path(path: &Option<PathBuf>) -> Option<&PathBuf> {
 }
 
 impl Raw {
-    fn into_config(self) -> Result<Config, ValueError> {
+    fn into_config(self, env: Env<'_>) -> Result<Config, ValueError> {
         let mut config = Config::new("/var/lib/litefs");
         config.notices = self.notices();
         let data = self.data.unwrap_or_default();
@@ -264,6 +230,9 @@ impl Raw {
         check(&http.snapshot_timeout, parse_duration)?;
         if let Some(fuse) = self.fuse {
             fuse.apply(&mut config);
+        }
+        if let Some(proxy) = self.proxy {
+            config.proxy = proxy.read(env)?;
         }
         if let Some(lease) = self.lease {
             lease.apply(&mut config)?;
@@ -298,7 +267,10 @@ impl Raw {
                 fuse.is_some_and(|f| f.allow_other.is_some() || f.debug.is_some()),
                 "fuse: without fuse.dir there is no mount",
             ),
-            (self.proxy.is_some(), "proxy: without proxy.target there is no proxy"),
+            (
+                self.proxy.as_ref().is_some_and(|proxy| !proxy.is_on()),
+                "proxy: without proxy.target there is no proxy",
+            ),
             (
                 self.http.as_ref().is_some_and(|h| h.snapshot_timeout.is_some()),
                 "http.snapshot-timeout: a slow peer holds no lock, and is dropped when it stalls",
@@ -407,7 +379,7 @@ fn parse_durability(text: &str) -> Result<Durability, String> {
 }
 
 /// Reads a value, with its line in the error.
-fn value<T, E: Display>(
+pub(super) fn value<T, E: Display>(
     text: &Spanned<String>,
     read: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, ValueError> {
@@ -462,6 +434,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::{PrimaryRedirect, ProxyConfig};
 
     fn config(text: &str) -> Result<Config, String> {
         parse(text, "litefs.yml", None).map_err(|e| e.to_string())
@@ -554,7 +527,6 @@ tracing:
         for (text, line, key) in [
             ("exec: \"myapp -x\"\n", 1, "exec"),
             ("exec:\n  - cmd: a\n    if-candidate: true\n", 2, "exec"),
-            ("\nproxy:\n  target: localhost:1\n", 3, "proxy.target"),
             ("lease:\n  type: consul\n", 2, "lease.type: consul is not supported yet"),
             ("lease:\n  type: static\n  promote: true\n", 3, "lease.promote"),
             ("backup:\n  type: file\n  path: /b\n", 2, "backup.type"),
@@ -568,7 +540,7 @@ tracing:
     /// All of them at once, so that a LiteFS user edits the file once.
     #[test]
     fn every_refused_key_is_named_in_one_go() {
-        let error = config("exec: a\nproxy:\n  target: x\nlease:\n  type: consul\n").unwrap_err();
+        let error = config("exec: a\nbackup:\n  type: x\nlease:\n  type: consul\n").unwrap_err();
         let lines: Vec<&str> = error.lines().collect();
         assert_eq!(lines.len(), 3, "{error}");
         assert!(lines[0].starts_with("litefs.yml:1: exec"));
@@ -604,6 +576,13 @@ tracing:
             ("lease:\n  type: static\n  advertise-url: db1:20202\n", 3, "URL"),
             ("lease:\n  type: static\n  candidate: maybe\n", 3, "bool"),
             ("tls:\n  ca: a\n  cert: b\n", 2, "together"),
+            ("proxy:\n  addr: \":1\"\n  target: x:1\n", 3, "proxy.db"),
+            ("proxy:\n  db: a\n  target: x:1\n", 3, "proxy.addr"),
+            ("proxy:\n  addr: \":1\"\n  db: a\n  target: http://x:1\n", 4, "localhost:8081"),
+            ("proxy:\n  addr: \":1\"\n  db: a/b\n  target: x:1\n", 3, "slash"),
+            ("proxy:\n  max-lag: long\n", 2, "duration"),
+            ("proxy:\n  primary-redirect: no\n", 2, "fly-replay"),
+            ("proxy:\n  primary-redirect-timeout: 5\n", 2, "duration"),
             ("data: [1]\n", 1, ""),
             ("data:\n\tdir: x\n", 2, ""),
             ("data:\n  dir: a\n  dir: b\n", 3, "dir"),
@@ -630,6 +609,43 @@ tracing:
         let config = parse(text, "x", Some(&env)).unwrap();
         assert_eq!(config.data.dir, PathBuf::from("/d/ams"));
         assert!(config.lease.candidate);
+    }
+
+    /// Every key of LiteFS's section, and its defaults (http/proxy_server.go).
+    #[test]
+    fn a_proxy_has_litefss_keys_and_defaults() {
+        let parse = |text: &str, on_fly: bool| {
+            let env = |name: &str| (on_fly && name == "FLY_APP_NAME").then(|| "app".to_owned());
+            parse(text, "x", Some(&env)).unwrap().proxy.unwrap()
+        };
+        let least =
+            "proxy:\n  addr: \"127.0.0.1:8080\"\n  target: \"localhost:8081\"\n  db: my.db\n";
+        let proxy = parse(least, false);
+        let addr = "127.0.0.1:8080".parse().unwrap();
+        assert_eq!(proxy, ProxyConfig::new(addr, "localhost:8081", "my.db").unwrap());
+        assert_eq!(proxy.max_lag, Some(Duration::from_secs(10)));
+        assert_eq!(proxy.primary_redirect_timeout, Duration::from_secs(5));
+        assert_eq!((proxy.read_timeout, proxy.write_timeout), (None, None));
+        assert_eq!(proxy.read_header_timeout, Some(Duration::from_secs(10)));
+        assert_eq!(proxy.idle_timeout, Some(Duration::from_secs(30)));
+        assert_eq!(proxy.primary_redirect, PrimaryRedirect::Forward);
+        assert_eq!(parse(least, true).primary_redirect, PrimaryRedirect::FlyReplay);
+
+        let all = "  max-lag: 0s\n  debug: true\n  passthrough: [\"/p/*\"]\n  \
+                   always-forward: [\"/f\"]\n  primary-redirect: forward\n  \
+                   primary-redirect-timeout: 1s\n  read-timeout: 2s\n  \
+                   read-header-timeout: 0s\n  write-timeout: 4s\n  idle-timeout: 5s\n";
+        let proxy = parse(&format!("{least}{all}"), true);
+        assert_eq!(proxy.max_lag, None);
+        assert!(proxy.debug && proxy.passthrough[0].matches(b"/p/x"));
+        assert!(proxy.always_forward[0].matches(b"/f"));
+        assert_eq!(proxy.primary_redirect, PrimaryRedirect::Forward);
+        assert_eq!(proxy.primary_redirect_timeout, Duration::from_secs(1));
+        // Zero for the head means the limit of the whole request.
+        assert_eq!(proxy.read_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(proxy.read_header_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(proxy.write_timeout, Some(Duration::from_secs(4)));
+        assert_eq!(proxy.idle_timeout, Some(Duration::from_secs(5)));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod events;
 mod info;
+mod listen;
 mod stall;
 mod transfer;
 mod view;
@@ -29,15 +30,18 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 pub use info::{DatabaseInfo, Info, PrimaryName, ReplicaInfo};
 pub use view::{NodeView, ReplicaStatus, Role};
 
+pub(crate) use self::listen::{accept_loop, stopped};
+pub(crate) use self::stall::StallGuard;
+
 use self::events::EventHub;
-use self::stall::StallGuard;
 use crate::config::{is_loopback, os_hostname};
 use crate::metrics;
+use crate::proxy::{self, Proxy};
 
 /// Connections served at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 1024;
@@ -46,10 +50,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client that takes nothing of a response for this long is dropped.
 const WRITE_STALL: Duration = Duration::from_secs(30);
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// What requests that run at shutdown may still take.
-const GRACE: Duration = Duration::from_secs(2);
-/// Wait after a failed accept (no descriptors left), so as not to spin.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A running HTTP server.
 pub struct Server {
@@ -59,14 +59,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `view` on `listener` (non-blocking) until [`Server::shutdown`]. Call it within a
-    /// tokio runtime.
-    pub fn start(view: Arc<dyn NodeView>, listener: std::net::TcpListener) -> io::Result<Self> {
+    /// Serves `view` on `listener` (non-blocking) until [`Server::shutdown`]. What other nodes
+    /// forward goes to `proxy`. Call it within a tokio runtime.
+    pub fn start(
+        view: Arc<dyn NodeView>,
+        listener: std::net::TcpListener,
+        proxy: Option<Arc<Proxy>>,
+    ) -> io::Result<Self> {
         let listener = TcpListener::from_std(listener)?;
         let addr = listener.local_addr()?;
         let (stop, stopped) = watch::channel(false);
-        let router = router(Api::new(view, is_loopback(addr.ip()), stopped.clone()));
-        let task = tokio::spawn(accept_loop(listener, router, stopped));
+        let api = Api::new(view, is_loopback(addr.ip()), proxy, stopped.clone());
+        let (router, for_clients) = (router(api), stopped.clone());
+        let serve = move |stream, _| serve(stream, router.clone(), for_clients.clone());
+        let task = tokio::spawn(accept_loop(listener, CONNECTIONS_MAX, stopped, serve));
         Ok(Self { addr, stop, task })
     }
 
@@ -90,18 +96,25 @@ struct Api {
     events: Arc<EventHub>,
     exports: Arc<Semaphore>,
     imports: Arc<Semaphore>,
+    proxy: Option<Arc<Proxy>>,
     /// True if only this machine can connect.
     local: bool,
     stop: watch::Receiver<bool>,
 }
 
 impl Api {
-    fn new(view: Arc<dyn NodeView>, local: bool, stop: watch::Receiver<bool>) -> Self {
+    fn new(
+        view: Arc<dyn NodeView>,
+        local: bool,
+        proxy: Option<Arc<Proxy>>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
         Self {
             events: Arc::new(EventHub::new(view.store())),
             exports: Arc::new(Semaphore::new(transfer::EXPORTS_MAX)),
             imports: Arc::new(Semaphore::new(transfer::IMPORTS_MAX)),
             view,
+            proxy,
             local,
             stop,
         }
@@ -156,6 +169,9 @@ fn router(api: Api) -> Router {
 
 /// Refuses what a web page of somebody else could send, and marks each response as ours.
 async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
+    if let (Some(proxy), true) = (&api.proxy, request.headers().contains_key(proxy::FORWARDED)) {
+        return proxy.serve_forwarded(request).await;
+    }
     let mut response = match refuse_foreign_page(&api, &request) {
         Some(failure) => failure.into_response(),
         None => next.run(request).await,
@@ -218,55 +234,15 @@ async fn get_metrics(State(api): State<Api>) -> Result<Response, Failure> {
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
-async fn accept_loop(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
-    let mut connections = JoinSet::new();
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let accept = async {
-            let slot = slots.clone().acquire_owned().await;
-            (listener.accept().await, slot)
-        };
-        tokio::select! {
-            (accepted, slot) = accept => match accepted {
-                Ok((stream, _)) => {
-                    let serving = serve(stream, router.clone(), stop.clone());
-                    connections.spawn(async move {
-                        let _slot = slot;
-                        serving.await
-                    });
-                }
-                Err(e) => {
-                    tracing::warn!("cannot accept HTTP connections: {e}");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
-            // Finished connections give back their memory.
-            Some(_) = connections.join_next() => {}
-            () = stopped(&mut stop) => break,
-        }
-    }
-    drop(listener);
-    let drained = async { while connections.join_next().await.is_some() {} };
-    // What is left after the grace is ended with the set.
-    let _ = tokio::time::timeout(GRACE, drained).await;
-}
-
-/// Waits for the shutdown.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the server itself is gone, which is a shutdown too.
-    let _ = stop.wait_for(|stop| *stop).await;
-}
-
 async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
-    // Events are small and must not wait for more.
-    let _ = stream.set_nodelay(true);
     let io = TokioIo::new(StallGuard::new(stream, WRITE_STALL));
     let service = TowerToHyperService::new(router.into_service::<hyper::body::Incoming>());
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let result: Result<(), hyper::Error> = tokio::select! {
         result = connection.as_mut() => result,

@@ -61,7 +61,7 @@ impl Fixture {
         let node = Arc::new(TestNode { store, role });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let server = Server::start(node.clone(), listener).unwrap();
+        let server = Server::start(node.clone(), listener, None).unwrap();
         Self { dir, node, server }
     }
 
