@@ -14,8 +14,10 @@ pub mod proxy;
 pub mod replication;
 pub mod sockets;
 pub mod tls;
+mod web;
 
 pub use config::{Config, ConfigError};
 pub use lease::Primary;
 pub use node::{Node, NodeError};
 pub use replication::serve::ConnectedReplica;
+pub use web::WebDatabase;

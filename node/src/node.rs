@@ -32,6 +32,7 @@ use crate::replication::wire::{Close, Reason};
 use crate::replication::{GREETING_TIMEOUT, printable};
 use crate::sockets::Sockets;
 use crate::tls::{self, PeerIdentity, TlsError, TlsMode};
+use crate::web::WebDatabase;
 
 /// Connections from other nodes at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -213,6 +214,14 @@ impl Node {
             passthrough: true,
         };
         Ok(Some(litefs_fuse::Mount::start(&self.shared.store, options)?))
+    }
+
+    /// A database, for the layer [`litefs_web::ReadYourWrites`] of a web application.
+    ///
+    /// # Errors
+    /// A name that no database can have.
+    pub fn web(&self, name: &str) -> Result<WebDatabase, NodeError> {
+        Ok(WebDatabase::new(self.shared.clone(), DbName::new(name)?))
     }
 
     /// A database's newest position; `None` if it does not exist or was never written.

@@ -37,10 +37,10 @@ use tokio::time::Instant;
 
 use crate::config::{PathPattern, PrimaryRedirect, ProxyConfig};
 use crate::http::{NodeView, Role, stopped};
-use position::Position;
 use upstream::{Outgoing, Upstreams};
 
 pub use headers::FORWARDED;
+pub(crate) use position::Position;
 pub use server::Server;
 
 /// LiteFS's page for health checks.

@@ -9,14 +9,14 @@ use tokio::sync::watch;
 use crate::http::NodeView;
 
 /// The position of the database that cookies speak of.
-pub(super) struct Position {
+pub(crate) struct Position {
     db: DbName,
     moved: watch::Sender<()>,
     _subscription: Subscription,
 }
 
 impl Position {
-    pub(super) fn of(view: &Arc<dyn NodeView>, db: DbName) -> Self {
+    pub(crate) fn of(view: &Arc<dyn NodeView>, db: DbName) -> Self {
         let moved = watch::Sender::new(());
         let (sender, ours) = (moved.clone(), db.clone());
         let subscription = view.store().subscribe(move |event| {
@@ -28,15 +28,15 @@ impl Position {
     }
 
     /// The newest transaction here; `None` if there is none.
-    pub(super) fn now(&self, view: &Arc<dyn NodeView>) -> Option<Txid> {
+    pub(crate) fn now(&self, view: &Arc<dyn NodeView>) -> Option<Txid> {
         let txid = view.store().database(&self.db)?.pos().txid;
         (txid != Txid::ZERO).then_some(txid)
     }
 
-    /// Returns when the database is at `txid` or further, or need not be: it does not exist here,
-    /// or this is the primary, which has the newest there is. (A cookie beyond the primary's
-    /// position names a transaction that was lost with another primary.)
-    pub(super) async fn reached(&self, view: &Arc<dyn NodeView>, txid: Txid) {
+    /// Returns when the database is at `txid` or further, or when this is the primary, which has
+    /// the newest there is. (A cookie beyond the primary's position names a transaction that was
+    /// lost with another primary.)
+    pub(crate) async fn reached(&self, view: &Arc<dyn NodeView>, txid: Txid) {
         let mut moved = self.moved.subscribe();
         let mut role = view.role();
         loop {
@@ -45,9 +45,8 @@ impl Position {
             if role.borrow_and_update().is_primary {
                 return;
             }
-            match view.store().database(&self.db) {
-                Some(db) if db.pos().txid < txid => {}
-                _ => return,
+            if self.now(view).is_some_and(|now| now >= txid) {
+                return;
             }
             tokio::select! {
                 // Errors mean that the node shuts down: the caller's time limit ends the wait.

@@ -173,10 +173,16 @@ fn cookie(response: &str) -> Option<&str> {
 #[tokio::test]
 async fn a_read_waits_until_its_clients_write_has_arrived() {
     let place = Place::start(replica(), |_| {}).await;
-    // Without the database there is nothing to wait for.
     let at = |txid: &str| format!("GET /x\nCookie: __txid={txid}");
-    assert_eq!(status(&place.ask(&at("0000000000000009"), "").await), 200);
-    place.import();
+    // A new replica does not even have the database yet.
+    let head = at("0000000000000001");
+    let arriving = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(place.app.seen().is_empty(), "the application was asked too early");
+        place.import();
+    };
+    let (response, ()) = tokio::join!(place.ask(&head, ""), arriving);
+    assert_eq!(status(&response), 200);
     for cookie in ["0000000000000001", "nonsense", "0000000000000000"] {
         assert_eq!(status(&place.ask(&at(cookie), "").await), 200, "{cookie}");
     }
