@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::NodeError;
 use crate::config::Config;
-use crate::http::{self, NodeView};
-use crate::proxy::{self, Proxy};
+use crate::http::{self, Access, NodeView};
+use crate::proxy::{self, Link, Proxy};
+use crate::tls::TlsMode;
 
 /// Both servers, running.
 pub(crate) struct Faces {
@@ -22,13 +24,16 @@ impl Faces {
     pub(crate) fn start(
         view: &Arc<impl NodeView>,
         config: &Config,
+        tls: &Arc<TlsMode>,
         api: TcpListener,
         proxy: Option<TcpListener>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, NodeError> {
+        let access = Access::new(config, tls)?;
+        let link = Link { tls: tls.https_client()?, token: config.http.token.clone() };
         let view: Arc<dyn NodeView> = view.clone();
         let (stop, stopped) = watch::channel(false);
-        let decider = config.proxy.clone().map(|c| Proxy::new(c, view.clone(), stopped));
-        let api = http::Server::start(view, api, decider.clone())?;
+        let decider = config.proxy.clone().map(|c| Proxy::new(c, view.clone(), link, stopped));
+        let api = http::Server::start(view, api, access, decider.clone())?;
         let proxy = decider.zip(proxy).map(|(decider, listener)| {
             let server = proxy::Server::start(decider, listener)?;
             tracing::info!("the proxy listens on {}", server.local_addr());

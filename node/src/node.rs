@@ -171,7 +171,7 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let faces = {
             let _inside = runtime.enter();
-            Faces::start(&shared, &shared.config, api, proxy)?
+            Faces::start(&shared, &shared.config, &shared.tls, api, proxy)?
         };
         let stop = Arc::new(Notify::new());
         let (end, ended) = mpsc::channel();

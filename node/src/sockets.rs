@@ -20,7 +20,7 @@ const BACKLOG: i32 = 128;
 
 /// All sockets, bound, non-blocking.
 pub struct Sockets {
-    /// For [`crate::http::Server`]; on loopback unless the configuration opens it.
+    /// For [`crate::http::Server`].
     pub api: TcpListener,
     /// For [`crate::proxy::Server`], if the configuration has a proxy.
     pub proxy: Option<TcpListener>,
@@ -42,19 +42,10 @@ impl Sockets {
         loop {
             let quic = bind_socket(wanted).map_err(|e| explain(e, "UDP", KEY, wanted))?;
             let addr = quic.local_addr()?;
-            let mut api_addr = config.api_addr();
-            api_addr.set_port(addr.port());
+            let api_addr = SocketAddr::new(wanted.ip(), addr.port());
             tries -= 1;
             match bind_tcp(api_addr) {
-                Ok(api) => {
-                    if api_addr.ip() != wanted.ip() {
-                        tracing::info!(
-                            "replication listens on {addr}; the HTTP API only on {api_addr}, \
-                             because it has no authentication yet (tls.insecure opens it)"
-                        );
-                    }
-                    return Ok(Self { api, proxy, quic, addr });
-                }
+                Ok(api) => return Ok(Self { api, proxy, quic, addr }),
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
                 Err(e) => return Err(explain(e, "TCP", KEY, api_addr)),
             }

@@ -38,17 +38,16 @@ pub(super) fn run(args: &ImportArgs) -> CliResult {
             store.create(&name)?.import(&mut source)?;
             store.close()?;
         }
-        None => upload(&args.target.url, name.as_str(), source, len)?,
+        None => upload(&args.target.node.client()?, name.as_str(), source, len)?,
     }
     bar.finish_and_clear();
     println!("imported {} as {name} ({len} bytes)", args.path.display());
     Ok(())
 }
 
-fn upload(url: &str, name: &str, source: impl Read + Send + 'static, len: u64) -> CliResult {
-    let client = Client::new(url)?;
+fn upload(client: &Client, name: &str, source: impl Read + Send + 'static, len: u64) -> CliResult {
     client.block_on(async {
-        require_primary(&client).await?;
+        require_primary(client).await?;
         let (sender, receiver) = mpsc::channel(2);
         let reader = tokio::task::spawn_blocking(move || send_chunks(source, &sender));
         let body = StreamBody::new(ReceiverStream::new(receiver));

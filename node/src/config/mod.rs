@@ -6,6 +6,7 @@
 mod endpoint;
 mod expand;
 mod proxy;
+mod token;
 mod units;
 mod yaml;
 
@@ -17,6 +18,7 @@ use litefs_store::{DbName, Durability};
 
 pub use endpoint::{Endpoint, parse_listen_addr};
 pub use proxy::{PathPattern, PrimaryRedirect, ProxyConfig};
+pub use token::Token;
 pub use units::{parse_duration, parse_size};
 
 use crate::tls::{TlsConfig, TlsFiles};
@@ -88,6 +90,9 @@ pub struct HttpConfig {
     /// Address of the HTTP API (TCP) and of replication (QUIC, UDP). Default `127.0.0.1:20202`.
     /// Port 0 lets the system choose.
     pub addr: SocketAddr,
+    /// The secret with which other hosts may use the API. `None`: a certificate of the cluster
+    /// is needed, or with `tls.insecure` nothing.
+    pub token: Option<Token>,
 }
 
 /// Section `lease`; only the static lease so far.
@@ -137,7 +142,7 @@ impl Config {
                 log_size: None,
             },
             fuse: FuseConfig::default(),
-            http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into() },
+            http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(), token: None },
             proxy: None,
             tls: TlsConfig { files: None, insecure: false },
             lease: LeaseConfig {
@@ -176,6 +181,12 @@ impl Config {
         self.lease.candidate = false;
         self.lease.advertise_url = Some(url.parse()?);
         Ok(self)
+    }
+
+    /// Lets other hosts that know this secret use the HTTP API.
+    pub fn with_token(mut self, token: Token) -> Self {
+        self.http.token = Some(token);
+        self
     }
 
     /// Changes the address, such as `127.0.0.1:0`.
@@ -220,17 +231,6 @@ impl Config {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Where the HTTP API listens: `http.addr`, or loopback at the same port when `http.addr` is
-    /// open to other hosts, because the API has no authentication yet; `tls.insecure: true`
-    /// opens it.
-    pub fn api_addr(&self) -> SocketAddr {
-        let addr = self.http.addr;
-        if is_loopback(addr.ip()) || self.tls.insecure {
-            return addr;
-        }
-        (Ipv4Addr::LOCALHOST, addr.port()).into()
     }
 
     /// The name under which clients know the primary (`lease.hostname` or its default).
@@ -340,7 +340,6 @@ mod tests {
         let config = Config::new("/tmp/x");
         config.validate().unwrap();
         assert_eq!(config.http.addr, "127.0.0.1:20202".parse().unwrap());
-        assert_eq!(config.api_addr(), config.http.addr);
         assert!(config.lease.candidate);
     }
 
@@ -368,17 +367,15 @@ mod tests {
     }
 
     #[test]
-    fn certificates_or_insecure_open_the_address_but_not_the_api_alike() {
+    fn certificates_or_insecure_open_the_address() {
         let open = Config::new("/tmp/x").listen("0.0.0.0:7".parse().unwrap());
         let mut insecure = open.clone();
         insecure.tls.insecure = true;
         insecure.validate().unwrap();
-        assert_eq!(insecure.api_addr(), "0.0.0.0:7".parse().unwrap());
 
         let files = TlsFiles { ca: "a".into(), cert: "b".into(), key: "c".into() };
         let secure = open.with_tls(files);
         secure.validate().unwrap();
-        assert_eq!(secure.api_addr(), "127.0.0.1:7".parse().unwrap());
 
         let mut both = secure;
         both.tls.insecure = true;

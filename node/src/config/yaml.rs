@@ -3,10 +3,11 @@
 //! Every key of LiteFS is known. A key whose part this build does not serve is an error where
 //! ignoring it would break a promise (a child process, Consul, a backup), and a notice where
 //! nothing is promised. Any other key is an error with its line and the closest known key. Ours
-//! are `tls.*`, `data.durability`, `data.log-size` and `proxy.primary-redirect`.
+//! are `tls.*`, `http.token`, `http.token-file`, `data.durability`, `data.log-size` and
+//! `proxy.primary-redirect`.
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use litefs_store::{DbName, Durability};
 use serde::Deserialize;
@@ -15,7 +16,7 @@ use serde_saphyr::{Error, Spanned};
 
 use super::proxy::RawProxy;
 use super::{
-    Config, ConfigError, LogFormat, expand, parse_duration, parse_listen_addr, parse_size,
+    Config, ConfigError, LogFormat, Token, expand, parse_duration, parse_listen_addr, parse_size,
 };
 use crate::tls::TlsFiles;
 
@@ -93,6 +94,8 @@ struct RawFuse {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawHttp {
     addr: Option<Spanned<String>>,
+    token: Option<Spanned<String>>,
+    token_file: Option<Spanned<String>>,
     snapshot_timeout: Option<Spanned<String>>,
 }
 
@@ -223,11 +226,9 @@ impl Raw {
         config.notices = self.notices();
         let data = self.data.unwrap_or_default();
         data.apply(&mut config)?;
-        let http = self.http.unwrap_or_default();
-        if let Some(addr) = filled(&http.addr) {
-            config.http.addr = value(addr, parse_listen_addr)?;
+        if let Some(http) = self.http {
+            http.apply(&mut config)?;
         }
-        check(&http.snapshot_timeout, parse_duration)?;
         if let Some(fuse) = self.fuse {
             fuse.apply(&mut config);
         }
@@ -299,6 +300,26 @@ impl RawData {
         if let Some(size) = &self.log_size {
             config.data.log_size = Some(value(size, parse_size)?);
         }
+        Ok(())
+    }
+}
+
+impl RawHttp {
+    fn apply(&self, config: &mut Config) -> Result<(), ValueError> {
+        if let Some(addr) = filled(&self.addr) {
+            config.http.addr = value(addr, parse_listen_addr)?;
+        }
+        check(&self.snapshot_timeout, parse_duration)?;
+        // An empty one is an error: it would open the API that it was meant to protect.
+        config.http.token = match (&self.token, &self.token_file) {
+            (Some(token), Some(_)) => {
+                let message = "http: token and token-file exclude each other".to_owned();
+                return Err((token.referenced.line(), message));
+            }
+            (Some(token), None) => Some(value(token, Token::new)?),
+            (None, Some(file)) => Some(value(file, |path| Token::from_file(Path::new(path)))?),
+            (None, None) => None,
+        };
         Ok(())
     }
 }
@@ -459,6 +480,7 @@ fuse:
   debug: true
 http:
   addr: "127.0.0.1:7000"
+  token: 0123456789abcdef
   snapshot-timeout: 10s
 proxy:
   addr: ":8080"
@@ -494,6 +516,7 @@ tracing:
         assert_eq!(config.fuse.dir, Some(PathBuf::from("/litefs")));
         assert!(config.fuse.allow_other && config.fuse.debug);
         assert_eq!(config.http.addr, "127.0.0.1:7000".parse().unwrap());
+        assert!(config.http.token.as_ref().unwrap().is(b"0123456789abcdef"));
         assert!(!config.lease.candidate);
         assert_eq!(config.primary_hostname(), "primary-1");
         assert_eq!(config.lease.advertise_url.unwrap().port(), 20202);
@@ -576,6 +599,10 @@ tracing:
             ("lease:\n  type: static\n  advertise-url: db1:20202\n", 3, "URL"),
             ("lease:\n  type: static\n  candidate: maybe\n", 3, "bool"),
             ("tls:\n  ca: a\n  cert: b\n", 2, "together"),
+            ("http:\n  token: \"\"\n", 2, "is empty"),
+            ("http:\n  token: short\n", 2, "16 characters"),
+            ("http:\n  token-file: /none/token\n", 2, "/none/token"),
+            ("http:\n  token: 0123456789abcdef\n  token-file: /x\n", 2, "exclude"),
             ("proxy:\n  addr: \":1\"\n  target: x:1\n", 3, "proxy.db"),
             ("proxy:\n  db: a\n  target: x:1\n", 3, "proxy.addr"),
             ("proxy:\n  addr: \":1\"\n  db: a\n  target: http://x:1\n", 4, "localhost:8081"),

@@ -1,14 +1,15 @@
 //! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/events` and `/metrics`.
 //!
-//! Every response carries `Litefs-Id` and, once known, `Litefs-Cluster-Id`. The API has no
-//! authentication yet; so it is bound to loopback (see [`crate::Config::api_addr`]) unless
-//! `tls.insecure` opens it. On loopback, requests that a browser makes for a foreign page are
-//! refused: the `Host` must name this machine and no `Origin` may be given.
+//! Every response carries `Litefs-Id` and, once known, `Litefs-Cluster-Id`. Who may ask what is in
+//! `access.rs`. Requests that a browser makes for a foreign page are refused: no `Origin` may be
+//! given, and from this host the `Host` must name this machine.
 //!
-//! Bounds: `CONNECTIONS_MAX` connections, header and stall timeouts, a fixed number of exports
-//! and imports at once (`transfer.rs`).
+//! Bounds: `CONNECTIONS_MAX` connections, fewer of them from strangers, header and stall timeouts,
+//! a fixed number of exports and imports at once (`transfer.rs`).
 
+mod access;
 mod events;
+mod health;
 mod info;
 mod listen;
 mod stall;
@@ -16,11 +17,12 @@ mod transfer;
 mod view;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -35,16 +37,18 @@ use tokio::task::JoinHandle;
 pub use info::{DatabaseInfo, Info, PrimaryName, ReplicaInfo};
 pub use view::{NodeView, ReplicaStatus, Role};
 
+pub use self::access::Access;
+pub(crate) use self::access::NODE_TOKEN;
 pub(crate) use self::listen::{accept_loop, stopped};
 pub(crate) use self::stall::StallGuard;
 
+use self::access::{Greeted, Peer};
 use self::events::EventHub;
-use crate::config::{is_loopback, os_hostname};
 use crate::metrics;
 use crate::proxy::{self, Proxy};
 
 /// Connections served at once; more wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 1024;
+const CONNECTIONS_MAX: usize = 4096;
 /// A request's head must arrive within this time, also the next one's on an idle connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client that takes nothing of a response for this long is dropped.
@@ -59,19 +63,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `view` on `listener` (non-blocking) until [`Server::shutdown`]. What other nodes
-    /// forward goes to `proxy`. Call it within a tokio runtime.
+    /// Serves `view` on `listener` (non-blocking) to whom `access` lets in, until
+    /// [`Server::shutdown`]. What other nodes forward goes to `proxy`. Call it within a tokio
+    /// runtime.
     pub fn start(
         view: Arc<dyn NodeView>,
         listener: std::net::TcpListener,
+        access: Arc<Access>,
         proxy: Option<Arc<Proxy>>,
     ) -> io::Result<Self> {
         let listener = TcpListener::from_std(listener)?;
         let addr = listener.local_addr()?;
         let (stop, stopped) = watch::channel(false);
-        let api = Api::new(view, is_loopback(addr.ip()), proxy, stopped.clone());
+        let api = Api::new(view, access.clone(), proxy, stopped.clone());
         let (router, for_clients) = (router(api), stopped.clone());
-        let serve = move |stream, _| serve(stream, router.clone(), for_clients.clone());
+        let serve = move |stream, addr| {
+            serve(stream, addr, access.clone(), router.clone(), for_clients.clone())
+        };
         let task = tokio::spawn(accept_loop(listener, CONNECTIONS_MAX, stopped, serve));
         Ok(Self { addr, stop, task })
     }
@@ -96,16 +104,15 @@ struct Api {
     events: Arc<EventHub>,
     exports: Arc<Semaphore>,
     imports: Arc<Semaphore>,
+    access: Arc<Access>,
     proxy: Option<Arc<Proxy>>,
-    /// True if only this machine can connect.
-    local: bool,
     stop: watch::Receiver<bool>,
 }
 
 impl Api {
     fn new(
         view: Arc<dyn NodeView>,
-        local: bool,
+        access: Arc<Access>,
         proxy: Option<Arc<Proxy>>,
         stop: watch::Receiver<bool>,
     ) -> Self {
@@ -114,8 +121,8 @@ impl Api {
             exports: Arc::new(Semaphore::new(transfer::EXPORTS_MAX)),
             imports: Arc::new(Semaphore::new(transfer::IMPORTS_MAX)),
             view,
+            access,
             proxy,
-            local,
             stop,
         }
     }
@@ -149,7 +156,11 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.status, format!("{}\n", self.text)).into_response()
+        let mut response = (self.status, format!("{}\n", self.text)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            access::ask_for_credentials(response.headers_mut());
+        }
+        response
     }
 }
 
@@ -160,6 +171,9 @@ fn router(api: Api) -> Router {
         .route("/import", post(transfer::import))
         .route("/events", get(get_events))
         .route("/metrics", get(get_metrics))
+        .route("/health", get(health::all))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "404 page not found"))
         // A database may be larger than any limit here; it is spooled to disk, not to memory.
         .layer(axum::extract::DefaultBodyLimit::disable())
@@ -167,14 +181,24 @@ fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// Refuses what a web page of somebody else could send, and marks each response as ours.
-async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
+/// Refuses who may not ask, passes on what other nodes forward, and marks each other response as
+/// ours.
+async fn guard(
+    State(api): State<Api>,
+    Extension(peer): Extension<Peer>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     if let (Some(proxy), true) = (&api.proxy, request.headers().contains_key(proxy::FORWARDED)) {
+        if let Err(refused) = api.access.check_forwarded(peer, request.headers()) {
+            return refused.into_response();
+        }
+        request.headers_mut().remove(NODE_TOKEN);
         return proxy.serve_forwarded(request).await;
     }
-    let mut response = match refuse_foreign_page(&api, &request) {
-        Some(failure) => failure.into_response(),
-        None => next.run(request).await,
+    let mut response = match api.access.check(peer, request.uri().path(), request.headers()) {
+        Err(refused) => refused.into_response(),
+        Ok(()) => next.run(request).await,
     };
     let store = api.view.store();
     let headers = response.headers_mut();
@@ -186,32 +210,6 @@ async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response
         }
     }
     response
-}
-
-/// Loopback protects from other hosts, but not from the browser on this one: a page can post
-/// anywhere (it then sends `Origin`), and can read if its own name resolves to loopback (it then
-/// sends that name as `Host`).
-fn refuse_foreign_page(api: &Api, request: &Request) -> Option<Failure> {
-    if request.headers().contains_key(header::ORIGIN) {
-        return Some(Failure::new(StatusCode::FORBIDDEN, "requests from web pages are refused"));
-    }
-    let host = request.headers().get(header::HOST)?.to_str().ok().unwrap_or("");
-    if !api.local || names_this_machine(host) {
-        return None;
-    }
-    let text = format!("Host {host:?} does not name this machine: use localhost or 127.0.0.1");
-    Some(Failure::new(StatusCode::FORBIDDEN, text))
-}
-
-fn names_this_machine(host: &str) -> bool {
-    let bare = match host.rsplit_once(':') {
-        Some((bare, port)) if port.bytes().all(|b| b.is_ascii_digit()) => bare,
-        _ => host,
-    };
-    let bare = bare.trim_start_matches('[').trim_end_matches(']');
-    bare.parse::<IpAddr>().is_ok()
-        || bare.eq_ignore_ascii_case("localhost")
-        || os_hostname().is_some_and(|own| bare.eq_ignore_ascii_case(&own))
 }
 
 async fn get_info(State(api): State<Api>) -> Result<Response, Failure> {
@@ -234,8 +232,20 @@ async fn get_metrics(State(api): State<Api>) -> Result<Response, Failure> {
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
-async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
-    let io = TokioIo::new(StallGuard::new(stream, WRITE_STALL));
+async fn serve(
+    stream: TcpStream,
+    addr: SocketAddr,
+    access: Arc<Access>,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
+    let greeted = tokio::select! {
+        greeted = access.greet(stream, addr) => greeted,
+        () = stopped(&mut stop) => None,
+    };
+    let Some(Greeted { stream, peer, _slot }) = greeted else { return };
+    let io = TokioIo::new(stream);
+    let router = router.layer(Extension(peer));
     let service = TowerToHyperService::new(router.into_service::<hyper::body::Incoming>());
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -256,5 +266,7 @@ async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool
     }
 }
 
+#[cfg(test)]
+mod access_tests;
 #[cfg(test)]
 pub(crate) mod tests;

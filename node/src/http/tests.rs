@@ -55,13 +55,22 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// A primary in a directory of its own, so that an escape from it shows.
     pub(crate) fn start() -> Self {
+        Self::start_with(|node, listener| {
+            Server::start(node.clone(), listener, local_access(), None).unwrap()
+        })
+    }
+
+    /// The same, with the server that is started by `serve`.
+    pub(crate) fn start_with(
+        serve: impl FnOnce(&Arc<TestNode>, std::net::TcpListener) -> Server,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("data")).unwrap();
         let role = watch::Sender::new(primary());
         let node = Arc::new(TestNode { store, role });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let server = Server::start(node.clone(), listener, None).unwrap();
+        let server = serve(&node, listener);
         Self { dir, node, server }
     }
 
@@ -93,13 +102,19 @@ impl Fixture {
         assert_eq!(status, 200, "{body:?}");
     }
 
-    fn txid(&self, name: &str) -> u64 {
+    /// Without the API.
+    pub(crate) fn import_here(&self, name: &str, rows: u32) {
+        let database = self.node.store.create(&DbName::new(name).unwrap()).unwrap();
+        database.import(&mut &sqlite_file(rows)[..]).unwrap();
+    }
+
+    pub(crate) fn txid(&self, name: &str) -> u64 {
         let name = DbName::new(name).unwrap();
         self.node.store.database(&name).map_or(0, |db| db.pos().txid.get())
     }
 
     /// Everything below the fixture's directory but the log and base of the databases.
-    fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut pending = vec![self.dir.path().to_owned()];
         while let Some(dir) = pending.pop() {
@@ -114,6 +129,13 @@ impl Fixture {
         found.sort();
         found
     }
+}
+
+/// No certificates and no token.
+pub(crate) fn local_access() -> Arc<Access> {
+    let config = crate::Config::new("/none");
+    let tls = Arc::new(crate::tls::TlsMode::load(&config).unwrap());
+    Access::new(&config, &tls).unwrap()
 }
 
 fn primary() -> Role {

@@ -42,6 +42,7 @@ use upstream::{Outgoing, Upstreams};
 pub use headers::FORWARDED;
 pub(crate) use position::Position;
 pub use server::Server;
+pub(crate) use upstream::Link;
 
 /// LiteFS's page for health checks.
 const HEALTH_PATH: &str = "/litefs/health";
@@ -74,10 +75,12 @@ enum Kind {
 }
 
 impl Proxy {
-    /// A proxy that speaks for `view`; its tunnels end with `stop`.
-    pub fn new(
+    /// A proxy that speaks for `view` and reaches the primary over `link`; its tunnels end with
+    /// `stop`.
+    pub(crate) fn new(
         config: ProxyConfig,
         view: Arc<dyn NodeView>,
+        link: Link,
         stop: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let id = format!("{:016X}", view.store().node_id());
@@ -85,7 +88,7 @@ impl Proxy {
         Arc::new(Self {
             mark,
             position: Position::of(&view, config.db.clone()),
-            upstreams: Upstreams::new(&config),
+            upstreams: Upstreams::new(&config, link),
             tunnels: Arc::new(Semaphore::new(TUNNELS_MAX)),
             config,
             view,

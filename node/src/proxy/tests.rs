@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::http;
-use crate::http::tests::{TestNode, change_page, replica, sqlite_file};
+use crate::http::tests::{TestNode, change_page, local_access, replica, sqlite_file};
 
 /// Longest wait for anything in these tests.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -102,8 +102,10 @@ impl Place {
         config.primary_redirect_timeout = Duration::from_millis(500);
         change(&mut config);
         let (stop, stopped) = watch::channel(false);
-        let decider = Proxy::new(config, node.clone(), stopped);
-        let api = http::Server::start(node.clone(), listen(), Some(decider.clone())).unwrap();
+        let decider = Proxy::new(config, node.clone(), Link::default(), stopped);
+        let api =
+            http::Server::start(node.clone(), listen(), local_access(), Some(decider.clone()))
+                .unwrap();
         let proxy = Server::start(decider, listen()).unwrap();
         Self { _dir: dir, node, app, api, proxy, _stop: stop }
     }
@@ -369,7 +371,7 @@ async fn a_primary_without_a_proxy_is_named() {
     let there = Place::start(primary(), |_| {}).await;
     let listener = listen();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let api = http::Server::start(there.node.clone(), listener, None).unwrap();
+    let api = http::Server::start(there.node.clone(), listener, local_access(), None).unwrap();
     let role = Role { primary_url: Some(url.clone()), ..replica() };
     let here = Place::start(role, |_| {}).await;
     let response = here.ask("POST /import?name=x", "").await;

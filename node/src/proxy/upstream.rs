@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,13 +18,19 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::body::HeldBody;
 use super::headers::{self, FORWARDED};
 use super::pace::ReadUntil;
-use crate::config::ProxyConfig;
+use crate::config::{ProxyConfig, Token};
+use crate::http::NODE_TOKEN;
+use crate::tls::https;
 
 /// How long an application that refuses connections, because it is starting, is asked again.
 const TARGET_PATIENCE: Duration = Duration::from_secs(30);
@@ -109,21 +116,37 @@ impl fmt::Display for SendError {
     }
 }
 
+/// How this node proves to the primary's node who it is.
+#[derive(Clone, Default)]
+pub(crate) struct Link {
+    /// With the cluster's certificates.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+    /// With the token, which is sent without protection where there are no certificates.
+    pub(crate) token: Option<Token>,
+}
+
 /// The connections to where requests are sent; kept alive between requests.
 pub(super) struct Upstreams {
     target: Authority,
     to_target: Client<Dialer, HeldBody>,
     to_primary: Client<Dialer, HeldBody>,
+    /// TLS or not, whatever the primary's URL says.
+    scheme: Scheme,
+    token: Option<HeaderValue>,
 }
 
 impl Upstreams {
-    pub(super) fn new(config: &ProxyConfig) -> Self {
+    pub(super) fn new(config: &ProxyConfig, link: Link) -> Self {
         let url = config.target.to_string();
         let authority = url.trim_start_matches("http://");
         Self {
             target: authority.parse().expect("BUG: the configuration was checked"),
-            to_target: client(Dialer { patience: TARGET_PATIENCE }),
-            to_primary: client(Dialer { patience: Duration::ZERO }),
+            to_target: client(Dialer { patience: TARGET_PATIENCE, tls: None }),
+            scheme: if link.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP },
+            token: link.token.filter(|_| link.tls.is_none()).map(|token| {
+                HeaderValue::try_from(token.reveal()).expect("BUG: a token is visible ASCII")
+            }),
+            to_primary: client(Dialer { patience: Duration::ZERO, tls: link.tls }),
         }
     }
 
@@ -142,12 +165,14 @@ impl Upstreams {
     ) -> Result<Response, SendError> {
         let failed = |text| SendError { text, connect: false };
         let parts = url.parse::<Uri>().map(Uri::into_parts);
-        let (scheme, authority) = match parts.map(|parts| (parts.scheme, parts.authority)) {
-            Ok((Some(scheme), Some(authority))) => (scheme, authority),
-            _ => return Err(failed(format!("the primary's URL {url:?} is none"))),
+        let Ok(Some(authority)) = parts.map(|parts| parts.authority) else {
+            return Err(failed(format!("the primary's URL {url:?} is none")));
         };
-        let mut request = request.to(scheme, authority);
+        let mut request = request.to(self.scheme.clone(), authority);
         request.headers_mut().insert(FORWARDED, mark.clone());
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(NODE_TOKEN, token.clone());
+        }
         let response = self.to_primary.request(request).await.map_err(SendError::of)?;
         let mut response = response.map(Body::new);
         if response.headers_mut().remove(FORWARDED).is_none() {
@@ -184,6 +209,7 @@ pub(super) async fn tunnel(client: OnUpgrade, upstream: OnUpgrade) {
 struct Dialer {
     /// How long a refusal is taken for "not yet".
     patience: Duration,
+    tls: Option<Arc<ClientConfig>>,
 }
 
 impl tower_service::Service<Uri> for Dialer {
@@ -196,14 +222,20 @@ impl tower_service::Service<Uri> for Dialer {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let patience = self.patience;
+        let (patience, tls) = (self.patience, self.tls.clone());
         Box::pin(async move {
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = uri.port_u16().unwrap_or(80);
-            let stream = dial(&host, port, patience).await.map_err(|e| {
+            let connecting = async {
+                let stream = dial(&host, port, patience).await?;
+                match tls {
+                    Some(tls) => Ok(Stream::new(encrypt(stream, tls).await?)),
+                    None => io::Result::Ok(Stream::new(stream)),
+                }
+            };
+            connecting.await.map_err(|e| {
                 io::Error::new(e.kind(), format!("cannot connect to {host}:{port}: {e}"))
-            })?;
-            Ok(Stream(TokioIo::new(stream)))
+            })
         })
     }
 }
@@ -237,8 +269,23 @@ async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     }
 }
 
-/// A connection to where a request is sent.
-struct Stream(TokioIo<TcpStream>);
+async fn encrypt(stream: TcpStream, tls: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
+    let connecting = TlsConnector::from(tls).connect(https::server_name(), stream);
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
+    connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// A connection to where a request is sent, plain or encrypted.
+struct Stream(TokioIo<Box<dyn Bytes>>);
+
+trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
+
+impl Stream {
+    fn new(stream: impl Bytes + 'static) -> Self {
+        Self(TokioIo::new(Box::new(stream)))
+    }
+}
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
