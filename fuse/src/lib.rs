@@ -28,7 +28,9 @@ mod wal;
 
 use std::time::{Duration, SystemTime};
 
-pub use mount::{Mount, MountError, MountOptions};
+use litefs_store::DbName;
+
+pub use mount::{Mount, MountError, MountOptions, View};
 
 /// What the mount shows of the cluster. Every method answers at once.
 pub trait Cluster: Send + Sync + 'static {
@@ -36,6 +38,8 @@ pub trait Cluster: Send + Sync + 'static {
     fn primary(&self) -> Option<String>;
     /// How far this node is behind.
     fn lag(&self) -> Lag;
+    /// The mount has come to show what a database learned elsewhere: see [`View`].
+    fn shown(&self, _db: &DbName) {}
 }
 
 /// How far a node is behind the primary.

@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use litefs_fuse::MountOptions;
+use litefs_ltx::Txid;
 use litefs_store::{Database, DbName, Options, Pos, Store};
 use litefs_vfs::rusqlite::Connection;
 use parking_lot::Mutex;
@@ -111,6 +112,9 @@ struct Shared {
     addr: SocketAddr,
     proxy_addr: Option<SocketAddr>,
     role: watch::Sender<Role>,
+    /// What the mount shows, if there is one, and word of its changes.
+    mount: Mutex<Option<litefs_fuse::View>>,
+    shown: watch::Sender<()>,
     part: Mutex<Part>,
     /// How many changes of role are done, and how the last one went.
     changes: watch::Sender<(u64, Result<(), String>)>,
@@ -157,6 +161,8 @@ impl Node {
             addr: sockets.addr,
             proxy_addr: sockets.proxy.as_ref().and_then(|proxy| proxy.local_addr().ok()),
             role: watch::Sender::default(),
+            mount: Mutex::new(None),
+            shown: watch::Sender::new(()),
             part: Mutex::new(Part::None),
             changes: watch::Sender::new((0, Ok(()))),
         });
@@ -213,7 +219,9 @@ impl Node {
             cluster: self.shared.clone(),
             passthrough: true,
         };
-        Ok(Some(litefs_fuse::Mount::start(&self.shared.store, options)?))
+        let mount = litefs_fuse::Mount::start(&self.shared.store, options)?;
+        *self.shared.mount.lock() = Some(mount.view());
+        Ok(Some(mount))
     }
 
     /// A database, for the layer [`litefs_web::ReadYourWrites`] of a web application.
@@ -466,6 +474,16 @@ impl NodeView for Shared {
         }
     }
 
+    fn visible(&self, db: &DbName) -> Option<Txid> {
+        let newest = self.store.database(db)?.pos().txid;
+        let mount = self.mount.lock().clone();
+        Some(mount.and_then(|mount| mount.position(db)).map_or(newest, |pos| pos.txid))
+    }
+
+    fn shown(&self) -> watch::Receiver<()> {
+        self.shown.subscribe()
+    }
+
     fn replicas(&self) -> Vec<ReplicaStatus> {
         let status = |replica: ConnectedReplica| ReplicaStatus {
             node: replica.certified.unwrap_or_else(|| format!("{:016X}", replica.node)),
@@ -477,6 +495,10 @@ impl NodeView for Shared {
 }
 
 impl litefs_fuse::Cluster for Shared {
+    fn shown(&self, _: &DbName) {
+        self.shown.send_replace(());
+    }
+
     fn primary(&self) -> Option<String> {
         let role = self.role.borrow();
         role.primary_hostname.clone().filter(|_| !role.is_primary)

@@ -33,24 +33,27 @@ impl Position {
         (txid != Txid::ZERO).then_some(txid)
     }
 
-    /// Returns when the database is at `txid` or further, or when this is the primary, which has
+    /// Returns when the application sees the database at `txid` or further, or when this is the primary, which has
     /// the newest there is. (A cookie beyond the primary's position names a transaction that was
     /// lost with another primary.)
     pub(crate) async fn reached(&self, view: &Arc<dyn NodeView>, txid: Txid) {
         let mut moved = self.moved.subscribe();
+        let mut shown = view.shown();
         let mut role = view.role();
         loop {
             // Marked as seen before they are looked at, so that no change is missed.
             moved.borrow_and_update();
+            shown.borrow_and_update();
             if role.borrow_and_update().is_primary {
                 return;
             }
-            if self.now(view).is_some_and(|now| now >= txid) {
+            if view.visible(&self.db).is_some_and(|visible| visible >= txid) {
                 return;
             }
             tokio::select! {
                 // Errors mean that the node shuts down: the caller's time limit ends the wait.
                 Ok(()) = moved.changed() => {}
+                Ok(()) = shown.changed() => {}
                 Ok(()) = role.changed() => {}
                 else => std::future::pending().await,
             }
