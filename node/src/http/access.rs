@@ -48,7 +48,6 @@ pub(super) const STRANGERS_MAX: usize = 512;
 pub struct Access {
     tls: Option<(TlsAcceptor, Arc<TlsMode>)>,
     token: Option<Token>,
-    /// False is for tests, which have no other host.
     trusts_loopback: bool,
     strangers: Arc<Semaphore>,
 }
@@ -78,22 +77,22 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 impl Access {
     /// The rules that `config` and its certificates give.
     pub(crate) fn new(config: &Config, tls: &Arc<TlsMode>) -> Result<Arc<Self>, TlsError> {
+        Self::with(config, tls, true)
+    }
+
+    /// `trusts_loopback` false takes this host for any other: for tests, which have no other.
+    pub(super) fn with(
+        config: &Config,
+        tls: &Arc<TlsMode>,
+        trusts_loopback: bool,
+    ) -> Result<Arc<Self>, TlsError> {
         let server = tls.https_server()?;
         Ok(Arc::new(Self {
             tls: server.map(|server| (TlsAcceptor::from(server), tls.clone())),
             token: config.http.token.clone(),
-            trusts_loopback: true,
+            trusts_loopback,
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
         }))
-    }
-
-    /// The same rules, with this host as strange as any other.
-    #[cfg(test)]
-    pub(super) fn for_strangers(config: &Config, tls: &Arc<TlsMode>) -> Arc<Self> {
-        let access = Self::new(config, tls).unwrap();
-        let mut access = Arc::into_inner(access).unwrap();
-        access.trusts_loopback = false;
-        Arc::new(access)
     }
 
     /// Finds out who connects; `None` if they do not say it properly or are too many.

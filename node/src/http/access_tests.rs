@@ -142,7 +142,7 @@ impl Place {
         config.tls.insecure = !encrypted;
         let open = || Arc::new(TlsMode::load(&config).unwrap());
         let tls = if encrypted { certificates.server.clone() } else { open() };
-        let access = Access::for_strangers(&config, &tls);
+        let access = Access::with(&config, &tls, false).unwrap();
         let fixture = Fixture::start_with(|node, listener| {
             let proxy =
                 ProxyConfig::new(([127, 0, 0, 1], 0).into(), "127.0.0.1:9", "a.db").unwrap();

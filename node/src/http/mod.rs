@@ -189,12 +189,17 @@ async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if let (Some(proxy), true) = (&api.proxy, request.headers().contains_key(proxy::FORWARDED)) {
-        if let Err(refused) = api.access.check_forwarded(peer, request.headers()) {
-            return refused.into_response();
-        }
-        request.headers_mut().remove(NODE_TOKEN);
-        return proxy.serve_forwarded(request).await;
+    if request.headers().contains_key(proxy::FORWARDED) {
+        // Never to the API: it comes with a node's credentials, but from anybody.
+        let allowed = api.access.check_forwarded(peer, request.headers());
+        return match (allowed, &api.proxy) {
+            (Err(refused), _) => refused.into_response(),
+            (Ok(()), None) => no_proxy().into_response(),
+            (Ok(()), Some(proxy)) => {
+                request.headers_mut().remove(NODE_TOKEN);
+                proxy.serve_forwarded(request).await
+            }
+        };
     }
     let mut response = match api.access.check(peer, request.uri().path(), request.headers()) {
         Err(refused) => refused.into_response(),
@@ -210,6 +215,10 @@ async fn guard(
         }
     }
     response
+}
+
+fn no_proxy() -> Failure {
+    Failure::new(StatusCode::NOT_FOUND, "this node has no proxy to forward to: proxy.target")
 }
 
 async fn get_info(State(api): State<Api>) -> Result<Response, Failure> {

@@ -366,15 +366,22 @@ async fn a_primary_that_is_gone_is_asked_until_another_one_is_there() {
     assert!(response.ends_with("app got 5 bytes"), "{response}");
 }
 
+/// What a client posts must not reach the primary's API with this node's credentials.
 #[tokio::test]
-async fn a_primary_without_a_proxy_is_named() {
+async fn a_primary_without_a_proxy_is_named_and_its_api_is_not_asked() {
     let there = Place::start(primary(), |_| {}).await;
     let listener = listen();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let api = http::Server::start(there.node.clone(), listener, local_access(), None).unwrap();
     let role = Role { primary_url: Some(url.clone()), ..replica() };
     let here = Place::start(role, |_| {}).await;
-    let response = here.ask("POST /import?name=x", "").await;
+    let database = sqlite_file(1);
+    let mut stream = here.connect().await;
+    let head = text_of("POST /import?name=x", "");
+    let length = format!("Content-Length: {}", database.len());
+    let head = head.replace("Content-Length: 0", &length).replace("app.example", "localhost");
+    stream.write_all(&[head.as_bytes(), &database].concat()).await.unwrap();
+    let response = read_all(stream).await;
     assert_eq!(status(&response), 502);
     assert!(response.contains(&url) && response.contains("no proxy"), "{response}");
     assert!(there.node.store.databases().is_empty());
