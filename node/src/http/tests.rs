@@ -393,6 +393,32 @@ async fn events_begin_with_the_role_and_follow_commits_and_role_changes() {
 }
 
 #[tokio::test]
+async fn health_tells_live_from_ready_and_says_why() {
+    let f = Fixture::start();
+    let json = async |path: &str| {
+        let (status, text) = f.text("GET", path).await;
+        let health: serde_json::Value = serde_json::from_str(&text).unwrap();
+        (status, health)
+    };
+    assert_eq!(json("/health/live").await, (200, serde_json::json!({ "live": true })));
+    let (status, health) = json("/health/ready").await;
+    assert_eq!((status, &health["ready"], &health["role"]), (200, &true.into(), &"primary".into()));
+    // A primary that may not commit is alive.
+    f.node.store.gate().close("a test");
+    let (status, health) = json("/health/ready").await;
+    assert_eq!((status, &health["ready"]), (503, &false.into()));
+    assert!(health["reason"].as_str().unwrap().contains("commit"));
+    assert_eq!(json("/health/live").await.0, 200);
+    // The test's nodes are 1.5 s behind.
+    f.node.role.send_replace(replica());
+    assert_eq!(json("/health/ready").await.0, 200);
+    let (status, health) = json("/health/ready?max-lag=1s").await;
+    assert_eq!((status, &health["lagMs"]), (503, &1500.into()));
+    assert_eq!(json("/health?max-lag=1s").await, (200, health));
+    assert_eq!(f.text("GET", "/health/ready?max-lag=soon").await.0, 400);
+}
+
+#[tokio::test]
 async fn metrics_have_litefss_names() {
     let f = Fixture::start();
     f.import("a.db", 10).await;

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 
 use litefs_vfs::rusqlite::Connection;
@@ -147,6 +148,12 @@ fn other_hosts_need_a_certificate_or_the_token_and_proxies_use_the_nodes_certifi
     assert!(!database_exists(&place, "app.db"), "a refused import left something");
 
     done(&[&import[..], &["--token", TOKEN, &file]].concat());
+    let by_environment = Command::new(env!("CARGO_BIN_EXE_litefs-daemon"))
+        .args(["status", "--url", &https, "--ca", &ca])
+        .env("LITEFS_TOKEN", TOKEN)
+        .output()
+        .unwrap();
+    assert!(by_environment.status.success(), "{by_environment:?}");
     let config = place.path("certs1.yml");
     let by_certificate =
         ["status", "--json", "--url", &https, "--config", config.to_str().unwrap()];
