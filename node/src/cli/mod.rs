@@ -11,6 +11,7 @@ mod import;
 mod litefs_data;
 mod ltx;
 mod mount;
+mod node_args;
 mod progress;
 mod promote;
 mod run;
@@ -120,11 +121,10 @@ struct Target {
     /// The database's name
     #[arg(long)]
     name: String,
-    /// The node's HTTP address
-    #[arg(long, default_value = DEFAULT_URL, conflicts_with = "data_dir")]
-    url: String,
+    #[command(flatten)]
+    node: node_args::NodeArgs,
     /// Open this data directory instead of asking a node
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "url")]
     data_dir: Option<PathBuf>,
 }
 

@@ -6,22 +6,22 @@ use clap::Args;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 
-use super::client::{Client, read_text};
-use super::{CliError, CliResult, DEFAULT_URL};
+use super::client::read_text;
+use super::node_args::NodeArgs;
+use super::{CliError, CliResult};
 use crate::http::{DatabaseInfo, Info, LeaseInfo, ReplicationInfo};
 
 #[derive(Args)]
 pub(super) struct StatusArgs {
-    /// The node's HTTP address
-    #[arg(long, default_value = DEFAULT_URL)]
-    url: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// Print the node's answer as it is
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &StatusArgs) -> CliResult {
-    let client = Client::new(&args.url)?;
+    let client = args.node.client()?;
     let text = client.block_on(async {
         read_text(client.send("GET", "/info", None, Empty::<Bytes>::new()).await?).await
     })?;
@@ -30,7 +30,7 @@ pub(super) fn run(args: &StatusArgs) -> CliResult {
         return Ok(());
     }
     let info: Info = serde_json::from_str(&text)
-        .map_err(|e| CliError::new(format!("{} is no litefs node: {e}", args.url)))?;
+        .map_err(|e| CliError::new(format!("{} is no litefs node: {e}", client.url())))?;
     print!("{}", render(&info));
     Ok(())
 }

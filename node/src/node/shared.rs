@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use litefs_ltx::Txid;
 use litefs_store::{DbName, RemoteError, Store};
 use parking_lot::Mutex;
 use quinn::{Endpoint, Incoming};
@@ -33,7 +34,11 @@ pub(super) struct Shared {
     pub tls: Arc<TlsMode>,
     pub endpoint: Endpoint,
     pub addr: SocketAddr,
+    pub proxy_addr: Option<SocketAddr>,
     pub role: watch::Sender<Role>,
+    /// What the mount shows, if there is one, and word of its changes.
+    pub mount: Mutex<Option<litefs_fuse::View>>,
+    pub shown: watch::Sender<()>,
     pub forwarding: Arc<Forwarding>,
     pub part: Mutex<Part>,
     /// How many changes of role are done, and how the last one went.
@@ -131,6 +136,16 @@ impl NodeView for Shared {
         }
     }
 
+    fn visible(&self, db: &DbName) -> Option<Txid> {
+        let newest = self.store.database(db)?.pos().txid;
+        let mount = self.mount.lock().clone();
+        Some(mount.and_then(|mount| mount.position(db)).map_or(newest, |pos| pos.txid))
+    }
+
+    fn shown(&self) -> watch::Receiver<()> {
+        self.shown.subscribe()
+    }
+
     fn replicas(&self) -> Vec<ReplicaStatus> {
         let status = |replica: ConnectedReplica| ReplicaStatus {
             node: replica.certified.unwrap_or_else(|| format!("{:016X}", replica.node)),
@@ -171,6 +186,10 @@ impl NodeView for Shared {
 }
 
 impl litefs_fuse::Cluster for Shared {
+    fn shown(&self, _: &DbName) {
+        self.shown.send_replace(());
+    }
+
     fn primary(&self) -> Option<String> {
         let role = self.role.borrow();
         role.primary_hostname.clone().filter(|_| !role.is_primary)
