@@ -22,6 +22,7 @@ impl Election {
             view: self.view.as_ref()?,
             sight: &self.sight,
             resting: self.resting.as_ref(),
+            link: self.link,
             is_forced: self.is_forced,
         })
     }
@@ -247,7 +248,7 @@ impl Election {
             Some(session) if Some(session) == self.presence.session() => self.find_held(now),
             Some(_) => {
                 self.follow();
-                let lost_at = self.facts(now).and_then(|facts| facts.lost_at(self.link));
+                let lost_at = self.facts(now).and_then(|facts| facts.lost_at());
                 return rest.min(lost_at.filter(|at| *at > now).unwrap_or(Duration::MAX));
             }
             None => return rest.min(self.stand(now)),
@@ -369,7 +370,8 @@ impl Election {
         if self.role == Role::Stopped {
             return None;
         }
-        let own = self.own.as_mut().and_then(|own| own.poll(now));
+        let transactions = self.standing.as_ref().map_or(0, |standing| standing.transactions);
+        let own = self.own.as_mut().and_then(|own| own.poll(now, transactions));
         let action = own.or_else(|| self.poll_acquire(now)).or_else(|| self.poll_destroy(now));
         let record = self.record(now);
         let is_present = self.is_present();
@@ -393,6 +395,7 @@ impl Election {
         Some(NodeRecord {
             node: self.settings.node,
             candidate: facts.unable().is_none() && self.stop_at.is_none(),
+            epoch: facts.standing.epoch,
             term: facts.standing.term.max(own.map_or(0, |own| own.epoch)),
             transactions: facts.standing.transactions,
             link: self.link,
@@ -449,7 +452,7 @@ impl Election {
             let why = "the term record at Consul is not this node's, though it holds the lease";
             return is_odd.then(|| (holding.clone(), why.into()));
         }
-        let is_lost = facts.lost_at(self.link)? <= self.sight.fresh;
+        let is_lost = facts.lost_at()? <= self.sight.fresh;
         let hostname = self.holder().map_or("?", |(holder, _)| &holder.hostname);
         is_lost.then(|| (holding.clone(), format!("the primary {hostname} is lost")))
     }
@@ -459,12 +462,18 @@ impl Election {
         if let Some(own) = &self.own {
             return own.doubt();
         }
+        if self.stop_at.is_some() {
+            return None;
+        }
+        if let Some(moment) = self.sight.needed() {
+            return self.view.as_ref().map(|_| moment);
+        }
         if self.is_taking(now) || self.holds_unknowingly() {
             return Some(self.view_needed);
         }
         let facts = self.facts(now)?;
         facts.view.holding_session()?;
-        facts.lost_at(self.link).filter(|at| *at <= now)
+        facts.lost_at().filter(|at| *at <= now)
     }
 
     pub(super) fn next_wake(&self, now: Duration) -> Duration {
