@@ -54,9 +54,11 @@ impl Election {
     pub(super) fn begin(&mut self, now: Duration, own: OwnTerm, new_cluster: Option<String>) {
         let warning = self.facts(now).and_then(|facts| facts.warning());
         let unable = self.facts(now).and_then(|facts| facts.unable());
-        let unwanted = self.stop_at.map(|_| "this node is shutting down".to_owned()).or(unable);
-        let cluster = new_cluster.or_else(|| self.view.as_ref()?.cluster.clone());
         let epoch = own.epoch;
+        let newer = (self.epoch > epoch).then(|| format!("epoch {} is known by now", self.epoch));
+        let stop = self.stop_at.map(|_| "this node is shutting down".to_owned());
+        let unwanted = stop.or(unable).or(newer);
+        let cluster = new_cluster.or_else(|| self.view.as_ref()?.cluster.clone());
         self.epoch = self.epoch.max(epoch);
         self.own = Some(own);
         self.link = Link::None;

