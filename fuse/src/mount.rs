@@ -158,6 +158,7 @@ impl Mount {
         let subscription = tree.watch();
         let watcher = Watcher::start(&shared).map_err(failed)?;
         let mounted = Mounted {
+            halts: parking_lot::Mutex::default(),
             tree,
             handles: Handles::default(),
             data_dir,

@@ -4,6 +4,7 @@
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod forward;
 pub mod http;
 pub mod lease;
 pub mod logging;

@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use litefs_fuse::MountOptions;
-use litefs_store::{Database, DbName, Options, Pos, Store};
+use litefs_store::{Database, DbName, Durability, Options, Pos, RemoteError, Replication, Store};
 use litefs_vfs::rusqlite::Connection;
 use parking_lot::Mutex;
 use quinn::{Endpoint, Incoming, VarInt};
@@ -20,9 +20,11 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, ReplicationMode};
+use crate::forward::replica::Forwarding;
 use crate::http::{self, NodeView, ReplicaStatus, Role};
 use crate::lease::{Assignment, Primary, StaticLease};
+use crate::replication::confirm::{ConfirmStatus, Confirmer};
 use crate::replication::follow::{Follow, Follower};
 use crate::replication::primary::Identity;
 use crate::replication::serve::{ConnectedReplica, GOODBYE_TIMEOUT, Term, close_connection};
@@ -36,6 +38,8 @@ use crate::tls::{self, PeerIdentity, TlsError, TlsMode};
 const CONNECTIONS_MAX: usize = 256;
 /// From so many on, a dialler must prove its address before it costs memory.
 const CONNECTIONS_EASY: usize = 32;
+/// How long a client waits for the primary to halt, as LiteFS's.
+const HALT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Threads for blocking calls; replication uses at most 28 of them, the HTTP API the rest.
 const BLOCKING_THREADS: usize = 40;
 /// What the last packets may take to leave. Waiting until no connection is left could take
@@ -103,10 +107,13 @@ impl fmt::Debug for Node {
 struct Shared {
     store: Store,
     config: Config,
+    /// Commits that wait for replicas, if they have to.
+    confirmer: Option<Arc<Confirmer>>,
     tls: Arc<TlsMode>,
     endpoint: Endpoint,
     addr: SocketAddr,
     role: watch::Sender<Role>,
+    forwarding: Arc<Forwarding>,
     part: Mutex<Part>,
     /// How many changes of role are done, and how the last one went.
     changes: watch::Sender<(u64, Result<(), String>)>,
@@ -129,7 +136,8 @@ impl Node {
         config.validate()?;
         let tls = Arc::new(TlsMode::load(&config)?);
         let (server, client) = (tls::quic_server_config(&tls)?, tls::quic_client_config(&tls)?);
-        let store = Store::open_with(&config.data.dir, store_options(&config))?;
+        let confirmer = Confirmer::new(config.replication);
+        let store = Store::open_with(&config.data.dir, store_options(&config, &confirmer))?;
         let primary = configured_primary(&config);
         if let Primary::At(url) = &primary {
             store.gate().close(&replica_reason(url));
@@ -145,13 +153,18 @@ impl Node {
             endpoint
         };
         let lease = StaticLease::new(primary, store.epoch());
+        let every = config.forward_writes;
+        let forwarding = Arc::new(Forwarding::new(runtime.handle().clone(), every));
+        store.set_remote(Some(forwarding.clone()));
         let shared = Arc::new(Shared {
             store,
             config,
+            confirmer,
             tls,
             endpoint,
             addr: sockets.addr,
             role: watch::Sender::default(),
+            forwarding,
             part: Mutex::new(Part::None),
             changes: watch::Sender::new((0, Ok(()))),
         });
@@ -169,6 +182,9 @@ impl Node {
             http::Server::start(shared.clone(), api)?
         };
         let stop = Arc::new(Notify::new());
+        if let Some(confirmer) = &shared.confirmer {
+            runtime.spawn(Confirmer::run(Arc::downgrade(confirmer)));
+        }
         let (end, ended) = mpsc::channel();
         let conductor =
             Conductor { shared: shared.clone(), lease: lease.watch(), stop: stop.clone(), server };
@@ -238,6 +254,11 @@ impl Node {
     /// True if this node may commit.
     pub fn is_primary(&self) -> bool {
         self.shared.role.borrow().is_primary
+    }
+
+    /// True if this node may become the primary.
+    pub fn is_candidate(&self) -> bool {
+        self.shared.config.lease.candidate
     }
 
     /// The node's store.
@@ -456,6 +477,10 @@ impl NodeView for Shared {
         };
         self.connected().into_iter().map(status).collect()
     }
+
+    fn confirm(&self) -> Option<ConfirmStatus> {
+        self.confirmer.as_ref().map(|confirmer| confirmer.status())
+    }
 }
 
 impl litefs_fuse::Cluster for Shared {
@@ -468,6 +493,22 @@ impl litefs_fuse::Cluster for Shared {
         let since = |ms| UNIX_EPOCH + Duration::from_millis(ms);
         let heard = self.primary_wall_ms().and_then(|ms| u64::try_from(ms).ok());
         litefs_fuse::Lag { behind: NodeView::lag(self), primary_time: heard.map(since) }
+    }
+
+    fn halt(&self, db: &DbName) -> Result<(), RemoteError> {
+        let pos = self.forwarding.halt(db, HALT_TIMEOUT)?;
+        let arrived = match self.store.database(db) {
+            Some(database) => database.wait_for(pos.txid, HALT_TIMEOUT).map(drop),
+            None => Ok(()),
+        };
+        arrived.map_err(|error| {
+            self.forwarding.resume(db);
+            RemoteError::Refused(error.to_string())
+        })
+    }
+
+    fn resume(&self, db: &DbName) {
+        self.forwarding.resume(db);
     }
 }
 
@@ -540,7 +581,8 @@ impl Conductor {
         let hostname = shared.config.primary_hostname();
         let identity =
             Identity { node: store.node_id(), epoch, cluster, hostname: hostname.clone() };
-        *shared.part.lock() = Part::Primary(Arc::new(Term::begin(store.clone(), identity)));
+        let term = Term::begin(store.clone(), identity, shared.confirmer.clone());
+        *shared.part.lock() = Part::Primary(Arc::new(term));
         store.gate().open();
         let url = shared.own_url().to_string();
         tracing::info!("this node is the primary, epoch {epoch}, at {url}");
@@ -566,6 +608,7 @@ impl Conductor {
             tls: shared.tls.clone(),
             target: of,
             filter: shared.config.lease.databases.clone(),
+            forwarding: shared.forwarding.clone(),
             linked: Box::new(move |welcome| {
                 let primary_hostname = welcome.map(|w| w.hostname.clone());
                 let primary_url = Some(url.clone());
@@ -608,9 +651,15 @@ fn configured_primary(config: &Config) -> Primary {
     }
 }
 
-fn store_options(config: &Config) -> Options {
+fn store_options(config: &Config, confirmer: &Option<Arc<Confirmer>>) -> Options {
+    let durability = match config.replication {
+        // On the primary and its replicas: what is acknowledged is on all their disks.
+        ReplicationMode::Sync(_) => Durability::Full,
+        _ => config.data.durability,
+    };
     Options {
-        durability: config.data.durability,
+        durability,
+        replication: confirmer.clone().map(|confirmer| confirmer as Arc<dyn Replication>),
         retention: config.data.retention,
         log_size: config.data.log_size,
         ..Options::default()

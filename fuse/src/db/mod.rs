@@ -37,6 +37,7 @@ use self::rollback::Journal;
 pub(crate) use self::rollback::commit_together;
 use self::shm_file::Shm;
 use self::wal_file::Wal;
+use crate::committing::answer_later;
 use crate::errno;
 use crate::kernel::Kernel;
 use crate::locks::{Lock, Owner, Range};
@@ -316,6 +317,16 @@ impl MountedDb {
         self.shared.store.durability() == Durability::Full
     }
 
+    /// True if clients may write it here.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.database.is_writable()
+    }
+
+    /// True if the primary has to be asked before and after each transaction that writes.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.database.is_remote()
+    }
+
     /// True once the database was removed by `rm`: its name may be another's.
     pub(crate) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
@@ -323,8 +334,9 @@ impl MountedDb {
 
     fn remove(&self) -> Result<()> {
         if self.main.read().tip().page_count() > 0 {
-            self.database.drop_database().map_err(|e| errno::of(&e))?;
-        } else if !self.shared.store.gate().is_open() {
+            let (_, unconfirmed) = self.database.drop_unconfirmed().map_err(|e| errno::of(&e))?;
+            answer_later(unconfirmed);
+        } else if !self.is_writable() {
             return Err(Errno::EACCES);
         }
         self.removed.store(true, Ordering::Release);

@@ -8,7 +8,7 @@ use hyper::body::Bytes;
 
 use super::client::{Client, read_text};
 use super::{CliError, CliResult, DEFAULT_URL};
-use crate::http::{DatabaseInfo, Info};
+use crate::http::{DatabaseInfo, Info, ReplicationInfo};
 
 #[derive(Args)]
 pub(super) struct StatusArgs {
@@ -51,6 +51,9 @@ fn render(info: &Info) -> String {
         let behind = replica.unacknowledged_transactions;
         line("replica", &format!("{} {} {behind} transactions behind", replica.node, replica.addr));
     }
+    if let Some(replication) = &info.replication {
+        line("commits", &commits(replication));
+    }
     if !info.databases.is_empty() {
         out.push('\n');
         out.push_str(&table(info));
@@ -61,6 +64,21 @@ fn render(info: &Info) -> String {
         }
     }
     out
+}
+
+/// What commits wait for.
+fn commits(replication: &ReplicationInfo) -> String {
+    let mut text = replication.mode.clone();
+    if !replication.sync_set.is_empty() {
+        text += &format!(", confirmed by {}", replication.sync_set.join(", "));
+    }
+    if replication.fallen_back {
+        text += ", acknowledged without replicas, which did not confirm in time";
+    }
+    if replication.waiting > 0 {
+        text += &format!(", {} wait", replication.waiting);
+    }
+    text
 }
 
 fn table(info: &Info) -> String {
@@ -100,6 +118,8 @@ mod tests {
     fn trouble_is_shown() {
         let answer = r#"{"isPrimary":false,"candidate":false,"path":"/d","primary":{"hostname":""},
             "nodeID":"00000000000000AB","role":"disconnected","version":"1","replicas":[],
+            "replication":{"mode":"sync","syncSet":["00000000000000CD"],"fallenBack":false,
+            "waiting":2},
             "databases":{"a.db":{"position":"0000000000000002/8000000000000001","pageCount":3,
             "pageSize":4096,"mark":"0000000000000001","logBytes":9000,"quarantined":"page 2",
             "diverged":["dbs/a.db/diverged/1.ltx"]}}}"#;
@@ -107,6 +127,7 @@ mod tests {
         for needed in [
             "disconnected",
             "not in sync yet",
+            "sync, confirmed by 00000000000000CD, 2 wait",
             "0000000000000002/8000000000000001",
             "quarantined: page 2",
             "dbs/a.db/diverged/1.ltx",

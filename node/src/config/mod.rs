@@ -4,7 +4,12 @@
 //! [`Config::from_file`] reads LiteFS's `litefs.yml` (see `yaml.rs` for the keys).
 
 mod endpoint;
+mod exec;
 mod expand;
+mod find;
+#[cfg(test)]
+mod reference_tests;
+mod replication;
 mod units;
 mod yaml;
 
@@ -15,6 +20,8 @@ use std::time::Duration;
 use litefs_store::{DbName, Durability};
 
 pub use endpoint::{Endpoint, parse_listen_addr};
+pub use exec::{ExecCommand, ExecConfig};
+pub use replication::{Bounds, OnTimeout, ReplicationMode, SYNC_REPLICAS_MAX, SyncSettings};
 pub use units::{parse_duration, parse_size};
 
 use crate::tls::{TlsConfig, TlsFiles};
@@ -39,6 +46,8 @@ impl ConfigError {
 pub struct Config {
     /// The data directory and how commits and the log are kept.
     pub data: DataConfig,
+    /// The programs that run beside the node; for the daemon only.
+    pub exec: ExecConfig,
     /// The mount for other programs.
     pub fuse: FuseConfig,
     /// Where the node listens.
@@ -47,6 +56,10 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Who is primary.
     pub lease: LeaseConfig,
+    /// When a commit is acknowledged; the same on all nodes.
+    pub replication: ReplicationMode,
+    /// On a replica, writes are made through the primary. Default: false, they are refused.
+    pub forward_writes: bool,
     /// What is logged, and how.
     pub log: LogConfig,
     /// Keys that were accepted for LiteFS's sake but change nothing here; logged at start.
@@ -111,6 +124,19 @@ pub struct LogConfig {
     pub timestamp: bool,
     /// Log debug messages too.
     pub debug: bool,
+    /// A file for debug messages, whatever goes to stderr.
+    pub trace: Option<TraceConfig>,
+}
+
+/// Section `tracing`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// The file. What is full is kept beside it, with `.1`, `.2` and so on at its end.
+    pub path: PathBuf,
+    /// A file is full from so many bytes on. Default: 64 MB.
+    pub max_size: u64,
+    /// So many full files are kept. Default: 8.
+    pub max_count: usize,
 }
 
 /// How a log line is written.
@@ -132,6 +158,7 @@ impl Config {
                 retention: Duration::from_secs(600),
                 log_size: None,
             },
+            exec: ExecConfig::default(),
             fuse: FuseConfig::default(),
             http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into() },
             tls: TlsConfig { files: None, insecure: false },
@@ -142,7 +169,9 @@ impl Config {
                 databases: Vec::new(),
                 reconnect_delay: Duration::from_secs(1),
             },
-            log: LogConfig { format: LogFormat::Text, timestamp: false, debug: false },
+            replication: ReplicationMode::Async,
+            forward_writes: false,
+            log: LogConfig { format: LogFormat::Text, timestamp: false, debug: false, trace: None },
             notices: Vec::new(),
         }
     }
@@ -166,6 +195,15 @@ impl Config {
         yaml::parse(&text, &origin, env)
     }
 
+    /// The configuration that LiteFS would take: `./litefs.yml`, `~/litefs.yml` or
+    /// `/etc/litefs.yml`.
+    pub fn find_file() -> Result<PathBuf, ConfigError> {
+        find::find(std::env::var_os("HOME").map(PathBuf::from).as_deref(), &|path| path.exists())
+    }
+
+    /// A commented file with every key and its default.
+    pub const EXAMPLE: &str = include_str!("example.yml");
+
     /// Makes this node a replica of the primary at `url`, such as `http://10.0.0.1:20202`.
     pub fn replica_of(mut self, url: &str) -> Result<Self, ConfigError> {
         self.lease.candidate = false;
@@ -185,6 +223,12 @@ impl Config {
         self
     }
 
+    /// Changes when a commit is acknowledged.
+    pub fn replicating(mut self, mode: ReplicationMode) -> Self {
+        self.replication = mode;
+        self
+    }
+
     /// Uses the certificates that `litefs-node certs` wrote.
     pub fn with_tls(mut self, files: TlsFiles) -> Self {
         self.tls.files = Some(files);
@@ -196,6 +240,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_lease()?;
         self.validate_mount()?;
+        self.replication.validate()?;
         if self.tls.insecure && self.tls.files.is_some() {
             return Err(ConfigError::new(
                 "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or \

@@ -1,9 +1,9 @@
 //! `litefs.yml`: LiteFS's keys and ours, strictly.
 //!
 //! Every key of LiteFS is known. A key whose part this build does not serve is an error where
-//! ignoring it would break a promise (a child process, a proxy, Consul, a backup), and a
-//! notice where nothing is promised. Any other key is an error with its line and the closest
-//! known key. Ours are `tls.*`, `data.durability` and `data.log-size`.
+//! ignoring it would break a promise (a proxy, Consul, a backup), and a notice where nothing is
+//! promised. Any other key is an error with its line and the closest known key. Ours are `tls.*`,
+//! `replication.*`, `data.durability` and `data.log-size`.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -13,8 +13,11 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_saphyr::{Error, Spanned};
 
+use super::exec::{self, RawExec};
+use super::replication::RawReplication;
 use super::{
-    Config, ConfigError, LogFormat, expand, parse_duration, parse_listen_addr, parse_size,
+    Config, ConfigError, LogFormat, TraceConfig, expand, parse_duration, parse_listen_addr,
+    parse_size,
 };
 use crate::tls::TlsFiles;
 
@@ -43,13 +46,16 @@ pub(super) fn parse(text: &str, origin: &str, env: Env<'_>) -> Result<Config, Co
             refusals.0.iter().map(|(line, text)| at(*line, text).to_string()).collect();
         return Err(ConfigError::new(lines.join("\n")));
     }
-    let config = raw.into_config().map_err(|(line, message)| at(line, &message))?;
+    let mut config = raw.into_config().map_err(|(line, message)| at(line, &message))?;
+    if env.and_then(|lookup| lookup("LITEFS_CLOUD_TOKEN")).is_some_and(|token| !token.is_empty()) {
+        config.notices.push("LITEFS_CLOUD_TOKEN: this node writes no backups".to_owned());
+    }
     config.validate().map_err(|e| ConfigError::new(format!("{origin}: {e}")))?;
     Ok(config)
 }
 
 /// An error in a value: its line and what is wrong.
-type ValueError = (u64, String);
+pub(super) type ValueError = (u64, String);
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -57,12 +63,13 @@ struct Raw {
     exit_on_error: Option<bool>,
     skip_sync: Option<bool>,
     strict_verify: Option<bool>,
-    exec: Option<Spanned<IgnoredAny>>,
+    exec: Option<Spanned<RawExec>>,
     data: Option<RawData>,
     fuse: Option<RawFuse>,
     http: Option<RawHttp>,
     proxy: Option<RawProxy>,
     lease: Option<RawLease>,
+    replication: Option<RawReplication>,
     backup: Option<RawBackup>,
     log: Option<RawLog>,
     tracing: Option<RawTracing>,
@@ -179,21 +186,18 @@ struct RawLog {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawTracing {
     enabled: Option<bool>,
-    path: Option<Spanned<String>>,
-    #[serde(rename = "max-size")]
-    _max_size: Option<IgnoredAny>,
-    #[serde(rename = "max-count")]
-    _max_count: Option<IgnoredAny>,
-    #[serde(rename = "compress")]
-    _compress: Option<IgnoredAny>,
+    path: Option<PathBuf>,
+    max_size: Option<Spanned<u64>>,
+    max_count: Option<usize>,
+    compress: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawTls {
-    ca: Option<Spanned<PathBuf>>,
-    cert: Option<Spanned<PathBuf>>,
-    key: Option<Spanned<PathBuf>>,
+    ca: Option<Spanned<String>>,
+    cert: Option<Spanned<String>>,
+    key: Option<Spanned<String>>,
     insecure: Option<bool>,
 }
 
@@ -202,11 +206,6 @@ struct Refusals(Vec<(u64, String)>);
 
 impl Refusals {
     fn collect(&mut self, raw: &Raw) {
-        self.refuse(
-            raw.exec.as_ref(),
-            "exec: starting a program is not available in this build yet: remove exec and \
-             start it yourself",
-        );
         let proxy = raw.proxy.as_ref().and_then(|p| filled(&p.target));
         self.refuse(
             proxy,
@@ -216,14 +215,8 @@ impl Refusals {
         let backup = raw.backup.as_ref().and_then(|b| filled(&b.kind));
         self.refuse(
             backup,
-            "backup.type: backups are not available in this build yet: remove backup.type",
-        );
-        let tracing = raw.tracing.as_ref().filter(|t| t.enabled != Some(false));
-        let tracing = tracing.and_then(|t| filled(&t.path));
-        self.refuse(
-            tracing,
-            "tracing.path: the trace log is not available in this build: remove tracing.path; \
-             log.debug: true logs more",
+            "backup.type: this node writes no backups, and must not let you believe so: remove \
+             backup.type, and run `litefs-node export` at the times you choose",
         );
         let Some(lease) = &raw.lease else { return };
         let consul = lease.kind.as_ref().filter(|kind| kind.value == "consul");
@@ -243,7 +236,7 @@ impl Refusals {
 }
 
 /// The value, unless it is absent or empty (which LiteFS takes for absent).
-fn filled(text: &Option<Spanned<String>>) -> Option<&Spanned<String>> {
+pub(super) fn filled(text: &Option<Spanned<String>>) -> Option<&Spanned<String>> {
     text.as_ref().filter(|text| !text.value.is_empty())
 }
 
@@ -255,6 +248,11 @@ impl Raw {
     fn into_config(self) -> Result<Config, ValueError> {
         let mut config = Config::new("/var/lib/litefs");
         config.notices = self.notices();
+        config.exec.skip_sync = self.skip_sync.unwrap_or(false);
+        config.exec.exit_on_error = self.exit_on_error.unwrap_or(true);
+        if let Some(exec) = self.exec {
+            config.exec.commands = exec::commands(exec)?;
+        }
         let data = self.data.unwrap_or_default();
         data.apply(&mut config)?;
         let http = self.http.unwrap_or_default();
@@ -268,8 +266,15 @@ impl Raw {
         if let Some(lease) = self.lease {
             lease.apply(&mut config)?;
         }
+        if let Some(replication) = &self.replication {
+            config.replication = replication.mode()?;
+            config.forward_writes = replication.forward_writes.unwrap_or(false);
+        }
         if let Some(log) = self.log {
             log.apply(&mut config)?;
+        }
+        if let Some(tracing) = self.tracing {
+            tracing.apply(&mut config)?;
         }
         if let Some(tls) = self.tls {
             tls.apply(&mut config)?;
@@ -283,8 +288,6 @@ impl Raw {
         let fuse = self.fuse.as_ref().filter(|f| filled_path(&f.dir).is_none());
         let lease = self.lease.as_ref();
         let notes = [
-            (self.exit_on_error.is_some(), "exit-on-error: a failed start always exits"),
-            (self.skip_sync.is_some(), "skip-sync: there is no program to start"),
             (self.strict_verify.is_some(), "strict-verify: every page read is verified already"),
             (
                 data.is_some_and(|d| d.compress.is_some()),
@@ -295,8 +298,12 @@ impl Raw {
                 "data.retention-monitor-interval: retention is applied with each fold",
             ),
             (
-                fuse.is_some_and(|f| f.allow_other.is_some() || f.debug.is_some()),
+                fuse.is_some_and(|f| f.allow_other == Some(true) || f.debug == Some(true)),
                 "fuse: without fuse.dir there is no mount",
+            ),
+            (
+                self.tracing.as_ref().is_some_and(|t| t.compress == Some(true)),
+                "tracing.compress: full trace logs are not compressed",
             ),
             (self.proxy.is_some(), "proxy: without proxy.target there is no proxy"),
             (
@@ -324,7 +331,7 @@ impl RawData {
         if let Some(durability) = &self.durability {
             config.data.durability = value(durability, parse_durability)?;
         }
-        if let Some(size) = &self.log_size {
+        if let Some(size) = filled(&self.log_size) {
             config.data.log_size = Some(value(size, parse_size)?);
         }
         Ok(())
@@ -381,15 +388,34 @@ impl RawLog {
     }
 }
 
+impl RawTracing {
+    fn apply(self, config: &mut Config) -> Result<(), ValueError> {
+        let megabytes = self.max_size.as_ref().map_or(64, |size| size.value);
+        let Some(max_size) = megabytes.checked_mul(1_000_000).filter(|size| *size > 0) else {
+            let line = self.max_size.map_or(1, |size| size.referenced.line());
+            return Err((line, format!("tracing.max-size: {megabytes} MB cannot be")));
+        };
+        let path = filled_path(&self.path).filter(|_| self.enabled.unwrap_or(true));
+        config.log.trace = path.map(|path| TraceConfig {
+            path: path.clone(),
+            max_size,
+            max_count: self.max_count.unwrap_or(8),
+        });
+        Ok(())
+    }
+}
+
 impl RawTls {
     fn apply(self, config: &mut Config) -> Result<(), ValueError> {
         config.tls.insecure = self.insecure.unwrap_or(false);
-        let given = [&self.ca, &self.cert, &self.key].into_iter().flatten().next();
-        let Some(line) = given.map(|path| path.referenced.line()) else { return Ok(()) };
-        match (self.ca, self.cert, self.key) {
-            (Some(ca), Some(cert), Some(key)) => {
-                config.tls.files =
-                    Some(TlsFiles { ca: ca.value, cert: cert.value, key: key.value });
+        let given = [&self.ca, &self.cert, &self.key].map(filled);
+        let Some(line) = given.into_iter().flatten().next().map(|path| path.referenced.line())
+        else {
+            return Ok(());
+        };
+        match given.map(|path| path.map(|path| PathBuf::from(&path.value))) {
+            [Some(ca), Some(cert), Some(key)] => {
+                config.tls.files = Some(TlsFiles { ca, cert, key });
                 Ok(())
             }
             _ => Err((line, "tls: ca, cert and key are needed together".to_owned())),
@@ -407,7 +433,7 @@ fn parse_durability(text: &str) -> Result<Durability, String> {
 }
 
 /// Reads a value, with its line in the error.
-fn value<T, E: Display>(
+pub(super) fn value<T, E: Display>(
     text: &Spanned<String>,
     read: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, ValueError> {
@@ -461,6 +487,7 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use std::time::Duration;
 
+    use super::super::ExecCommand;
     use super::*;
 
     fn config(text: &str) -> Result<Config, String> {
@@ -470,9 +497,12 @@ mod tests {
     /// A node's file with every key that is served, and LiteFS's that are harmless.
     const FULL: &str = r#"
 exit-on-error: false
-skip-sync: false
+skip-sync: true
 strict-verify: true
 exec:
+  - cmd: "app migrate 'two words'"
+    if-candidate: true
+  - cmd: app serve
 data:
   dir: "/data"
   compress: true
@@ -508,7 +538,11 @@ log:
   timestamp: true
   debug: true
 tracing:
-  max-size: 64
+  enabled: true
+  path: "/var/log/trace.log"
+  max-size: 5
+  max-count: 3
+  compress: true
 "#;
 
     #[test]
@@ -527,7 +561,36 @@ tracing:
         assert_eq!(config.lease.reconnect_delay, Duration::from_millis(250));
         assert_eq!(config.log.format, LogFormat::Json);
         assert!(config.log.timestamp && config.log.debug);
-        assert_eq!(config.notices.len(), 8, "{:?}", config.notices);
+        let trace = config.log.trace.unwrap();
+        assert_eq!((trace.max_size, trace.max_count), (5_000_000, 3));
+        assert_eq!(trace.path, PathBuf::from("/var/log/trace.log"));
+        assert!(config.exec.skip_sync && !config.exec.exit_on_error);
+        let command = |words: &[&str], if_candidate| ExecCommand {
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
+            if_candidate,
+        };
+        let migrate = command(&["app", "migrate", "two words"], true);
+        assert_eq!(config.exec.commands, [migrate, command(&["app", "serve"], false)]);
+        assert_eq!(config.notices.len(), 7, "{:?}", config.notices);
+    }
+
+    #[test]
+    fn a_trace_log_needs_a_path_and_can_be_switched_off() {
+        let trace = |text: &str| config(text).unwrap().log.trace;
+        assert_eq!(trace("tracing:\n  max-size: 1\n"), None);
+        assert_eq!(trace("tracing:\n  enabled: false\n  path: /t\n"), None);
+        let default = trace("tracing:\n  path: /t\n").unwrap();
+        assert_eq!((default.max_size, default.max_count), (64_000_000, 8));
+        assert!(config("tracing:\n  max-size: 0\n").unwrap_err().contains(":2: tracing.max-size"));
+    }
+
+    /// LiteFS backs up to its cloud when this variable is set, whatever the file says.
+    #[test]
+    fn a_token_for_backups_is_noticed() {
+        let env = |name: &str| (name == "LITEFS_CLOUD_TOKEN").then(|| "secret".to_owned());
+        let config = parse("", "x", Some(&env)).unwrap();
+        assert!(config.notices[0].contains("LITEFS_CLOUD_TOKEN"), "{:?}", config.notices);
+        assert!(!config.notices[0].contains("secret"));
     }
 
     #[test]
@@ -552,13 +615,10 @@ tracing:
     #[test]
     fn what_is_not_served_is_never_ignored() {
         for (text, line, key) in [
-            ("exec: \"myapp -x\"\n", 1, "exec"),
-            ("exec:\n  - cmd: a\n    if-candidate: true\n", 2, "exec"),
             ("\nproxy:\n  target: localhost:1\n", 3, "proxy.target"),
             ("lease:\n  type: consul\n", 2, "lease.type: consul is not supported yet"),
             ("lease:\n  type: static\n  promote: true\n", 3, "lease.promote"),
             ("backup:\n  type: file\n  path: /b\n", 2, "backup.type"),
-            ("tracing:\n  path: /t\n", 2, "tracing.path"),
         ] {
             let error = config(text).unwrap_err();
             assert!(error.starts_with(&format!("litefs.yml:{line}: {key}")), "{error}");
@@ -568,11 +628,12 @@ tracing:
     /// All of them at once, so that a LiteFS user edits the file once.
     #[test]
     fn every_refused_key_is_named_in_one_go() {
-        let error = config("exec: a\nproxy:\n  target: x\nlease:\n  type: consul\n").unwrap_err();
+        let error = config("backup:\n  type: file\nproxy:\n  target: x\nlease:\n  type: consul\n")
+            .unwrap_err();
         let lines: Vec<&str> = error.lines().collect();
         assert_eq!(lines.len(), 3, "{error}");
-        assert!(lines[0].starts_with("litefs.yml:1: exec"));
-        assert!(lines[2].starts_with("litefs.yml:5: lease.type"));
+        assert!(lines[0].starts_with("litefs.yml:2: backup.type"));
+        assert!(lines[2].starts_with("litefs.yml:6: lease.type"));
     }
 
     #[test]

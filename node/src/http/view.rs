@@ -6,6 +6,8 @@ use std::time::Duration;
 use litefs_store::Store;
 use tokio::sync::watch;
 
+use crate::replication::confirm::ConfirmStatus;
+
 /// A node, as the HTTP API and the metrics see it. Every method answers at once.
 pub trait NodeView: Send + Sync + 'static {
     /// Its databases.
@@ -19,6 +21,10 @@ pub trait NodeView: Send + Sync + 'static {
     fn lag(&self) -> Option<Duration>;
     /// The replicas connected to this node, in any order.
     fn replicas(&self) -> Vec<ReplicaStatus>;
+    /// What commits wait for; `None` in mode `async`.
+    fn confirm(&self) -> Option<ConfirmStatus> {
+        None
+    }
 }
 
 /// Who is primary.

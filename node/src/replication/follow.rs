@@ -19,6 +19,7 @@ use super::standing::Standing;
 use super::wire::{Close, FromPrimary, FromReplica, MAX_POINTS, Offer, Reason, Welcome};
 use super::{printable, wall_ms};
 use crate::config;
+use crate::forward::replica::Forwarding;
 use crate::tls::{self, TlsMode};
 
 /// Offers in one message when joining.
@@ -41,6 +42,8 @@ pub struct Follow {
     pub filter: Vec<DbName>,
     /// Told who welcomed us, and when that ends.
     pub linked: Linked,
+    /// Told the connection over which clients can write.
+    pub forwarding: Arc<Forwarding>,
 }
 
 /// A running follower.
@@ -156,6 +159,7 @@ impl Driver {
             }
         };
         let end = self.follow_connection(&connection, streams).await;
+        self.follow.forwarding.set_primary(None);
         (self.follow.linked)(None);
         let (reason, text) = match end {
             End::Close(close) => (Some(close.reason), close.text),
@@ -422,6 +426,7 @@ impl Link<'_> {
         tracing::info!("following primary {hostname} (node {node:016x}), epoch {epoch}");
         *self.driver.failure.lock() = None;
         (self.driver.follow.linked)(Some(welcome));
+        self.driver.follow.forwarding.set_primary(Some(self.connection.clone()));
         let filter = &self.driver.follow.filter;
         if !filter.is_empty() {
             self.control.push_to_primary(&FromReplica::Filter(filter.clone()));
@@ -509,6 +514,10 @@ impl Local for Store {
 
     fn epoch(&self) -> u64 {
         Store::epoch(self)
+    }
+
+    fn databases(&self) -> Vec<DbName> {
+        Store::databases(self).iter().map(|db| db.name().clone()).collect()
     }
 
     fn positions(&self, db: &DbName) -> (Pos, Pos) {

@@ -220,6 +220,17 @@ impl Peer {
         self.lag.lag(now)
     }
 
+    /// The databases that the replica keeps; empty: all.
+    pub fn filter(&self) -> &HashSet<DbName> {
+        &self.filter
+    }
+
+    /// True if what the replica has of this database is part of our history, or soon will be: then
+    /// its acknowledgements mean something.
+    pub fn streams(&self, db: &DbName) -> bool {
+        self.dbs.get(db).is_some_and(|d| !matches!(d.phase, Phase::Unknown(_) | Phase::Asked))
+    }
+
     /// How far the replica acknowledged each database.
     pub fn acks(&self) -> impl Iterator<Item = Ack> + '_ {
         self.dbs.iter().filter(|(_, d)| !d.acked.is_zero()).map(|(db, d)| Ack {

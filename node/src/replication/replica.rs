@@ -43,6 +43,8 @@ pub trait Local {
     fn cluster(&self) -> String;
     /// The highest epoch seen.
     fn epoch(&self) -> u64;
+    /// All databases.
+    fn databases(&self) -> Vec<DbName>;
     /// A database's position and the part of it that is on disk; zero if it does not exist.
     fn positions(&self, db: &DbName) -> (Pos, Pos);
     /// True if the database is of no use until a snapshot replaces it.
@@ -110,6 +112,9 @@ pub struct Upstream {
     diverged: HashSet<DbName>,
     was_in_sync: bool,
     in_sync_due: bool,
+    /// All databases are to be acknowledged: of those that did not move, the primary only knows
+    /// that they are here, not that they are on disk.
+    all_due: bool,
     /// Databases whose position moved since the last acknowledgement.
     moved: BTreeSet<DbName>,
     /// Databases acknowledged as applied, but not yet as being on disk.
@@ -141,6 +146,7 @@ impl Upstream {
             diverged: HashSet::new(),
             was_in_sync: false,
             in_sync_due: false,
+            all_due: false,
             moved: BTreeSet::new(),
             unsynced: HashSet::new(),
             reoffers: BTreeMap::new(),
@@ -194,6 +200,7 @@ impl Upstream {
         self.diverged.clear();
         self.was_in_sync = false;
         self.in_sync_due = false;
+        self.all_due = false;
         self.moved.clear();
         self.unsynced.clear();
         self.reoffers.clear();
@@ -356,6 +363,9 @@ impl Upstream {
         if !offers.is_empty() {
             return Some(FromReplica::Offers(offers));
         }
+        if std::mem::take(&mut self.all_due) {
+            self.moved.extend(local.databases());
+        }
         let is_due = now >= self.heartbeat_due;
         if is_due {
             // A background sync makes no noise; ask again with each heartbeat.
@@ -414,6 +424,7 @@ impl Upstream {
     fn note_lag(&mut self, now: Duration, lag: Duration) {
         let is_first = !std::mem::replace(&mut self.was_in_sync, true);
         self.in_sync_due |= is_first;
+        self.all_due |= is_first;
         self.lag = Some(LagWord { lag, at: now });
         self.failures = 0;
     }

@@ -27,6 +27,10 @@ impl Local for Fake {
         self.epoch
     }
 
+    fn databases(&self) -> Vec<DbName> {
+        self.positions.keys().cloned().collect()
+    }
+
     fn positions(&self, db: &DbName) -> (Pos, Pos) {
         self.positions.get(db).copied().unwrap_or_default()
     }

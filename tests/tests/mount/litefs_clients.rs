@@ -45,7 +45,7 @@ fn the_npm_package_litefs_js_works_on_primary_and_replica() {
 }
 
 #[test]
-fn the_halt_lock_is_granted_on_the_primary_and_refused_cleanly_elsewhere() {
+fn the_halt_lock_is_granted_on_the_primary_and_on_a_replica() {
     if is_plain() {
         return;
     }
@@ -59,10 +59,28 @@ fn the_halt_lock_is_granted_on_the_primary_and_refused_cleanly_elsewhere() {
     let granted = "lock granted\nagain granted\nunlock granted\nafter unlock granted";
     assert_eq!(primary, format!("{refused}\n{granted}"));
     let replica = ask(place.copy("a.db-lock"));
-    let unsupported = "lock ENOTSUP\nagain ENOTSUP\nunlock granted\nafter unlock ENOTSUP";
-    // One number with two names.
-    let replica = replica.replace("EOPNOTSUPP", "ENOTSUP");
-    assert_eq!(replica, format!("{refused}\n{unsupported}"));
+    assert_eq!(replica, format!("{refused}\n{granted}"));
     place.sql("a.db", "INSERT INTO t VALUES (2)");
     place.check("a.db");
+}
+
+#[test]
+fn run_keeps_the_halt_lock_open_for_its_program() {
+    if is_plain() {
+        return;
+    }
+    let place = Place::alone();
+    place.sql("a.db", "CREATE TABLE t(x)");
+    let (db, script) = (place.db("a.db"), "ls -l /proc/$$/fd; exit 3");
+    let args = ["run", "-with-halt-lock-on", db.to_str().unwrap(), "--", "sh", "-c", script];
+    let output = crate::daemon::litefs(&args);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(printed.contains(&format!("-> {}-lock", db.display())), "{printed}");
+    assert_eq!(output.status.code(), Some(3));
+    let missing = place.db("b.db");
+    let args = ["run", "-with-halt-lock-on", missing.to_str().unwrap(), "--", "true"];
+    let output = crate::daemon::litefs(&args);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("cannot open") && error.contains("b.db-lock"), "{error}");
 }

@@ -12,6 +12,7 @@ mod shell;
 
 mod concurrency;
 mod files;
+mod forward;
 mod full_disk;
 mod in_process;
 mod kills;
