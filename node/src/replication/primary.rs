@@ -19,7 +19,7 @@
 //! Nothing is queued for a replica but the names of databases with something to send; a job names
 //! a place in the log, and what is there is read when it can be sent.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use litefs_store::{DbName, Pos, Relation, Txid};
@@ -176,7 +176,7 @@ pub struct Peer {
     welcome: Option<Welcome>,
     /// At most one open question for a database.
     questions: BTreeMap<DbName, FromPrimary>,
-    stalled: HashSet<DbName>,
+    stalled: BTreeSet<DbName>,
     lag: Lag,
     heard: Duration,
     heartbeat_due: Duration,
@@ -202,7 +202,7 @@ impl Peer {
             resets: VecDeque::new(),
             welcome: None,
             questions: BTreeMap::new(),
-            stalled: HashSet::new(),
+            stalled: BTreeSet::new(),
             lag: Lag::default(),
             heard: now,
             heartbeat_due: now,
