@@ -13,6 +13,9 @@ pub mod action;
 pub mod election;
 pub mod view;
 
+#[cfg(test)]
+mod sim_tests;
+
 use tokio::sync::watch;
 
 use crate::config::Endpoint;
