@@ -236,7 +236,7 @@ impl Refusals {
 }
 
 /// The value, unless it is absent or empty (which LiteFS takes for absent).
-fn filled(text: &Option<Spanned<String>>) -> Option<&Spanned<String>> {
+pub(super) fn filled(text: &Option<Spanned<String>>) -> Option<&Spanned<String>> {
     text.as_ref().filter(|text| !text.value.is_empty())
 }
 

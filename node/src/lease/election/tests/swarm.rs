@@ -191,6 +191,7 @@ enum Event {
         target: u64,
     },
     Strike,
+    EndSession(SessionId),
 }
 
 struct Node {
@@ -201,6 +202,8 @@ struct Node {
     /// By its own clock.
     gate: Duration,
     stopped_until: Duration,
+    /// Nothing passes between it and the service before.
+    cut_until: Duration,
     /// The one poll that counts.
     poll_at: Duration,
 }
@@ -223,9 +226,19 @@ impl World {
             let settings = Settings { node: id, promote: random.one_in(4), ..settings() };
             let rate = 0.95 + 0.01 * random.below(11) as f64;
             let standing = Standing::default();
-            let (e, gate) = (Election::new(settings), Duration::ZERO);
-            let (stopped_until, poll_at) = (Duration::ZERO, Duration::ZERO);
-            (id, Node { e, life: 0, rate, standing, gate, stopped_until, poll_at })
+            let e = Election::new(settings);
+            let zero = Duration::ZERO;
+            let node = Node {
+                e,
+                life: 0,
+                rate,
+                standing,
+                gate: zero,
+                stopped_until: zero,
+                cut_until: zero,
+                poll_at: zero,
+            };
+            (id, node)
         });
         let nodes = nodes.collect();
         let now = Duration::from_secs(1);
@@ -296,6 +309,12 @@ impl World {
         match event {
             Event::Poll(node) if self.nodes[&node].poll_at > self.now => (),
             Event::Strike => self.strike(),
+            Event::EndSession(session) => self.service.end(&session),
+            Event::Answer { node, asked, answer: Answer::View(_), .. } if self.is_cut(node) => {
+                // The watch sees nothing; a look fails.
+                let (life, answer) = (self.nodes[&node].life, Answer::LookFailed);
+                self.tell(node, Event::Answer { node, life, asked, answer });
+            }
             Event::Arrive { node, life, action, asked, answered } => {
                 let answer = self.service.execute(node, &action);
                 if answered {
@@ -423,7 +442,7 @@ impl World {
     /// The request is lost, or executed some time; its answer is in time, or a failure is noted.
     fn send(&mut self, node: u64, asked: Duration, action: Action) {
         let life = self.nodes[&node].life;
-        let is_lost = !self.is_quiet && self.random.one_in(12);
+        let is_lost = !self.is_quiet && (self.is_cut(node) || self.random.one_in(12));
         let arrives = self.delay();
         let answered = !is_lost && arrives < ms(500) && (self.is_quiet || !self.random.one_in(12));
         if !answered {
@@ -433,6 +452,20 @@ impl World {
         if !is_lost {
             self.push(arrives, Event::Arrive { node, life, action, asked, answered });
         }
+    }
+
+    fn is_cut(&self, id: u64) -> bool {
+        self.nodes[&id].cut_until > self.now
+    }
+
+    /// The primary is cut off, and its session ends before it knows.
+    fn strike_primary(&mut self) {
+        let Some(key) = self.service.view.key.clone() else { return };
+        let (Some(session), Some(holder)) = (key.session, key.holder) else { return };
+        let length = ms(self.random.below(8000));
+        self.nodes.get_mut(&holder.node).unwrap().cut_until = self.now + length;
+        let after = ms(self.random.below(1500));
+        self.push(after, Event::EndSession(session));
     }
 
     /// The one rule.
@@ -454,7 +487,7 @@ impl World {
         }
         let id = 1 + self.random.below(NODES);
         let local = self.local(id);
-        match self.random.below(11) {
+        match self.random.below(16) {
             0 | 1 => {
                 let sessions = &self.service.sessions;
                 let at = self.random.below(sessions.len().max(1) as u64) as usize;
@@ -484,6 +517,7 @@ impl World {
                 let _ = self.nodes.get_mut(&id).unwrap().e.handle_promote(local);
             }
             8 => self.service.forget(),
+            9..14 => self.strike_primary(),
             _ => self.nodes.get_mut(&id).unwrap().e.handle_unlinked(local),
         }
         self.poll(id);
