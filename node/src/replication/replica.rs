@@ -108,6 +108,8 @@ pub struct Upstream {
     random: u64,
     hello_due: bool,
     heartbeat_due: Duration,
+    /// It is due, once the acknowledgements are sent.
+    is_heartbeat_due: bool,
     join: Option<Welcome>,
     welcome: Option<Welcome>,
     questions: BTreeMap<DbName, Action>,
@@ -146,6 +148,7 @@ impl Upstream {
             random: seed,
             hello_due: false,
             heartbeat_due: Duration::ZERO,
+            is_heartbeat_due: false,
             join: None,
             welcome: None,
             questions: BTreeMap::new(),
@@ -204,6 +207,7 @@ impl Upstream {
         self.link = Link::Waiting { until: now + wait };
         self.close = None;
         self.hello_due = false;
+        self.is_heartbeat_due = false;
         self.join = None;
         self.welcome = None;
         self.questions.clear();
@@ -402,9 +406,10 @@ impl Upstream {
         if std::mem::take(&mut self.all_due) {
             self.moved.extend(local.databases());
         }
-        let is_due = now >= self.heartbeat_due;
-        if is_due {
-            // A background sync makes no noise; ask again with each heartbeat.
+        if now >= self.heartbeat_due {
+            self.heartbeat_due = now + HEARTBEAT_INTERVAL;
+            self.is_heartbeat_due = true;
+            // A background sync makes no noise; ask again once with each heartbeat.
             let unsynced = std::mem::take(&mut self.unsynced);
             self.moved.extend(unsynced);
         }
@@ -412,10 +417,8 @@ impl Upstream {
         if !acks.is_empty() {
             return Some(FromReplica::Acks(acks));
         }
-        is_due.then(|| {
-            self.heartbeat_due = now + HEARTBEAT_INTERVAL;
-            FromReplica::Heartbeat { wall_ms }
-        })
+        let is_due = std::mem::take(&mut self.is_heartbeat_due);
+        is_due.then_some(FromReplica::Heartbeat { wall_ms })
     }
 
     /// When to poll again at the latest.
