@@ -23,7 +23,7 @@ use litefs_vfs::rusqlite::Connection;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Between two attempts.
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(10);
 /// How long an attempt may wait for locks: longer than writers are held for a hand-over.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(8);
 

@@ -72,6 +72,8 @@ pub struct Cluster {
     pub lab: Lab,
     face: Face,
     name: String,
+    /// What the nodes had and the cluster did not keep, as rows.
+    kept: Vec<(usize, Vec<Row>)>,
     dir: TempDir,
 }
 
@@ -85,7 +87,8 @@ impl Cluster {
         let node = |number| Node::new(number, dir.path(), &lab, face, consul_settings);
         let nodes = (0..NODES).map(node).collect();
         let name = format!("{name}, {face:?}");
-        let mut cluster = Self { ledger: Ledger::default(), nodes, consul, lab, face, name, dir };
+        let (ledger, kept) = (Ledger::default(), Vec::new());
+        let mut cluster = Self { ledger, nodes, consul, lab, face, name, kept, dir };
         cluster.start_node(0);
         cluster.eventually("node 0 commits", |cluster| cluster.ledger.last_ack(0).is_some());
         cluster.start_node(1);
@@ -234,8 +237,8 @@ impl Cluster {
             assert!(fs::read(export).unwrap() == bytes, "{}: the nodes differ", self.name);
         }
         let history = rows(&exports[0]);
-        let kept = self.kept();
-        let aside = self.ledger.check(&history, &kept);
+        self.take_kept();
+        let aside = self.ledger.check(&history, &self.kept);
         self.report(&format!("{} rows in the end, {aside} kept aside", history.len()));
         aside
     }
@@ -269,9 +272,28 @@ impl Cluster {
         out
     }
 
-    /// The rows of each set of transactions that a node had and the cluster did not keep.
-    fn kept(&self) -> Vec<(usize, Vec<Row>)> {
-        Vec::new()
+    /// Takes what the nodes have kept aside: the rows of each database that the cluster did not
+    /// keep.
+    fn take_kept(&mut self) {
+        for node in 0..NODES {
+            let data = self.nodes[node].data.to_str().unwrap().to_owned();
+            let ltx = |args: &[&str]| {
+                let output = self.litefs(node, &[&["ltx"], args, &["--data-dir", &data]].concat());
+                let error = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "node {node}, {args:?}: {error}");
+                String::from_utf8(output.stdout).unwrap()
+            };
+            let listed = ltx(&["list", "--diverged", "--tsv"]);
+            let mut taken = Vec::new();
+            for name in listed.lines().skip(1).filter_map(|line| line.split('\t').next()) {
+                let out = self.dir.path().join("kept.db");
+                ltx(&["extract", "--diverged", name, "--out", out.to_str().unwrap()]);
+                taken.push((node, rows(&out)));
+                fs::remove_file(out).unwrap();
+                ltx(&["forget", "--diverged", name]);
+            }
+            self.kept.extend(taken);
+        }
     }
 }
 
