@@ -382,11 +382,6 @@ impl Shared {
         }
     }
 
-    fn own_url(&self) -> config::Endpoint {
-        let configured = self.config.lease.advertise_url.clone();
-        configured.filter(|_| self.config.lease.candidate).unwrap_or_else(|| self.addr.into())
-    }
-
     /// Serves a connection from another node, if this node is the primary.
     async fn serve(self: Arc<Self>, incoming: Incoming) {
         let addr = incoming.remote_address();
@@ -542,7 +537,7 @@ impl Conductor {
             Identity { node: store.node_id(), epoch, cluster, hostname: hostname.clone() };
         *shared.part.lock() = Part::Primary(Arc::new(Term::begin(store.clone(), identity)));
         store.gate().open();
-        let url = shared.own_url().to_string();
+        let url = shared.config.own_url(shared.addr).to_string();
         tracing::info!("this node is the primary, epoch {epoch}, at {url}");
         shared.role.send_replace(Role {
             is_primary: true,
