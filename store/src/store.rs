@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::error::IoContext;
 use crate::gate::WriteGate;
 use crate::node_file::{NODE_FILE, NodeFile};
 use crate::shared::{Shared, Subscription};
-use crate::{Database, DbName, DirLock, Durability, Error, Options, Result, Storage};
+use crate::{Database, DbName, DirLock, Diverged, Durability, Error, Options, Result, Storage};
 
 /// How long closing waits for a commit that is under way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,16 +44,7 @@ pub enum Event {
         reason: String,
     },
     /// Transactions of this node that the cluster did not keep were written to files.
-    Diverged {
-        /// The database.
-        db: DbName,
-        /// The last position that is not among them.
-        from: Pos,
-        /// The last position that is.
-        to: Pos,
-        /// The directory with the files.
-        path: PathBuf,
-    },
+    Diverged(Diverged),
 }
 
 /// One data directory, owned by this process. Cheap to clone.

@@ -57,7 +57,12 @@ fn render(info: &Info) -> String {
     }
     for (name, db) in &info.databases {
         for file in &db.diverged {
-            let _ = writeln!(out, "{name}: transactions that the cluster did not keep: {file}");
+            let count = file.transactions.map_or("?".to_owned(), |count| count.to_string());
+            let _ = writeln!(
+                out,
+                "{name}: kept {count} transactions that the cluster did not keep: {}",
+                file.name
+            );
         }
     }
     out
@@ -102,14 +107,15 @@ mod tests {
             "nodeID":"00000000000000AB","role":"disconnected","version":"1","replicas":[],
             "databases":{"a.db":{"position":"0000000000000002/8000000000000001","pageCount":3,
             "pageSize":4096,"mark":"0000000000000001","logBytes":9000,"quarantined":"page 2",
-            "diverged":["dbs/a.db/diverged/1.ltx"]}}}"#;
+            "diverged":[{"name":"a.db/1-2-3","newest":"2/8","transactions":7,"keptAt":"",
+            "whole":true,"path":"dbs/a.db/diverged/1-2-3"}]}}}"#;
         let text = render(&serde_json::from_str(answer).unwrap());
         for needed in [
             "disconnected",
             "not in sync yet",
             "0000000000000002/8000000000000001",
             "quarantined: page 2",
-            "dbs/a.db/diverged/1.ltx",
+            "kept 7 transactions that the cluster did not keep: a.db/1-2-3",
         ] {
             assert!(text.contains(needed), "{needed} is missing in\n{text}");
         }

@@ -31,7 +31,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use info::{DatabaseInfo, Info, PrimaryName, ReplicaInfo};
+pub use info::{DatabaseInfo, DivergedInfo, Info, PrimaryName, ReplicaInfo};
 pub use view::{NodeView, ReplicaStatus, Role};
 
 use self::events::EventHub;

@@ -17,6 +17,7 @@
 //! The pure modules decide; the drivers own sockets, tasks and the clock and decide nothing.
 
 mod control;
+pub mod diverged;
 pub mod follow;
 pub mod lag;
 mod pipe;
