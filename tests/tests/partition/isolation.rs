@@ -57,8 +57,8 @@ fn a_primary_that_nobody_hears_stops_and_another_takes_over() {
 fn a_primary_that_is_heard_but_does_not_hear_or_the_reverse_stops_and_another_takes_over() {
     let mute = |cluster: &Cluster| cluster.lab.cut(&[0], &[1, 2, CONSUL]);
     let deaf = |cluster: &Cluster| cluster.lab.cut(&[1, 2, CONSUL], &[0]);
-    together(&[&|| replaced("mute", Face::Vfs, FAILOVER, mute), &|| {
-        replaced("deaf", Face::Vfs, FAILOVER, deaf)
+    together(&[&|| cut_off("mute", Face::Vfs, mute), &|| {
+        drop(replaced("deaf", Face::Vfs, FAILOVER, deaf))
     }]);
 }
 
