@@ -6,3 +6,5 @@ mod consul;
 mod daemon;
 
 mod client;
+mod cluster;
+mod nodes;
