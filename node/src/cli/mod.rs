@@ -10,6 +10,7 @@ mod import;
 mod ltx;
 mod mount;
 mod progress;
+mod promote;
 mod source;
 mod status;
 
@@ -73,6 +74,8 @@ enum Command {
     Mount(mount::MountArgs),
     /// Show a node's role, lag and databases
     Status(status::StatusArgs),
+    /// Make a node the primary: the present one hands over, and no commit is lost
+    Promote(promote::PromoteArgs),
     /// Replace or create a database from a SQLite file
     Import(import::ImportArgs),
     /// Write a database to a SQLite file
@@ -126,6 +129,7 @@ fn execute(command: Command) -> CliResult {
     match command {
         Command::Mount(args) => mount::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Promote(args) => promote::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Certs(command) => certs::run(&command),

@@ -55,6 +55,8 @@ pub(super) fn run(args: &MountArgs) -> CliResult {
         }
     });
     tracing::info!("{name}: shutting down");
+    // Writers on the mount wait for that, and are refused once another node is the primary.
+    node.resign();
     if args.skip_unmount {
         // Requests that still come are refused by the store, once it is closed.
         std::mem::forget(mount);

@@ -8,7 +8,7 @@ use hyper::body::Bytes;
 
 use super::client::{Client, read_text};
 use super::{CliError, CliResult, DEFAULT_URL};
-use crate::http::{DatabaseInfo, Info};
+use crate::http::{DatabaseInfo, Info, LeaseInfo};
 
 #[derive(Args)]
 pub(super) struct StatusArgs {
@@ -43,6 +43,7 @@ fn render(info: &Info) -> String {
     };
     line("node", &info.node_id);
     line("role", &info.role);
+    line("lease", &lease(&info.lease));
     line("primary", if info.primary.hostname.is_empty() { "-" } else { &info.primary.hostname });
     line("lag", &info.lag_ms.map_or("not in sync yet".to_owned(), |ms| format!("{ms} ms")));
     line("data", &info.path);
@@ -66,6 +67,17 @@ fn render(info: &Info) -> String {
         }
     }
     out
+}
+
+fn lease(lease: &LeaseInfo) -> String {
+    let mut text = format!("{}, {}, epoch {}", lease.kind, lease.role, lease.epoch);
+    if !lease.reason.is_empty() {
+        text.push_str(&format!(": {}", lease.reason));
+    }
+    if let Some(trouble) = &lease.trouble {
+        text.push_str(&format!("\n          {trouble}"));
+    }
+    text
 }
 
 fn table(info: &Info) -> String {

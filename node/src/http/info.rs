@@ -64,6 +64,9 @@ pub struct LeaseInfo {
     /// Why it has that role, or does not get further.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Why Consul does not do what it is asked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     /// The newest epoch known to this node.
     pub epoch: u64,
     /// How long a primary may still commit if Consul does not answer any more.
@@ -178,6 +181,7 @@ impl From<LeaseStatus> for LeaseInfo {
             kind: lease.kind.to_owned(),
             role: lease.role.to_owned(),
             reason: lease.reason,
+            trouble: lease.trouble,
             epoch: lease.epoch,
             right_left_ms: lease.right_left.map(millis),
         }

@@ -436,6 +436,11 @@ async fn metrics_have_litefss_names() {
         "litefs_db_commit_count{db=\"a.db\"} 1",
         "litefs_db_quarantined{db=\"a.db\"} 0",
         "litefs_db_diverged{db=\"a.db\"} 0",
+        "litefs_lease_role{role=\"primary\"} 1",
+        "litefs_lease_role{role=\"handing-over\"} 0",
+        "litefs_lease_epoch 3",
+        "litefs_lease_transition_count 0",
+        "litefs_lease_right_seconds 2.0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
     }

@@ -47,6 +47,8 @@ pub struct LeaseStatus {
     pub transitions: u64,
     /// How long this node may still commit if it hears nothing more; `None`: without end.
     pub right_left: Option<Duration>,
+    /// Why Consul does not do what it is asked to, if so.
+    pub trouble: Option<String>,
     /// How long it took to extend that right, in seconds.
     pub beats: Option<Histogram>,
 }
@@ -61,10 +63,14 @@ impl LeaseStatus {
             epoch,
             transitions: 0,
             right_left: None,
+            trouble: None,
             beats: None,
         }
     }
 }
+
+/// A wish that is not granted in this time is not granted at all, or later.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What came of a wish that the role of the primary should move; known later.
 #[derive(Debug)]
@@ -90,7 +96,11 @@ impl Wish {
     /// # Errors
     /// Why the role does not move.
     pub async fn answer(self) -> Result<(), String> {
-        self.0.await.unwrap_or_else(|_| Err("the node is shutting down".to_owned()))
+        match tokio::time::timeout(PATIENCE, self.0).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err("the node is shutting down".to_owned()),
+            Err(_) => Err(format!("it has not moved after {PATIENCE:?}")),
+        }
     }
 }
 

@@ -114,7 +114,7 @@ impl Conductor {
                 let result = self.begin_term(epoch, Some(cluster)).await.map(|_| ());
                 lease.tell(Event::TermBegan { epoch, result });
             }
-            Order::EndTerm { reason } => self.leave(Close::new(Reason::NotPrimary, reason)).await,
+            Order::EndTerm { reason } => self.leave(Close::new(Reason::Shutdown, reason)).await,
             Order::Follow(of) => {
                 let close = Close::new(Reason::Shutdown, "this node follows another primary");
                 self.leave(close).await;

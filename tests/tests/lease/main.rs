@@ -8,3 +8,5 @@ mod daemon;
 mod client;
 mod cluster;
 mod nodes;
+mod process;
+mod trouble;

@@ -1,243 +1,33 @@
-//! The lease's thread: drives the role machine ([`Election`]). Tells it what Consul answers, what
-//! becomes of the link to the primary and what operators want, and does what it asks for.
-//!
-//! It has a thread and a runtime of its own, so that a node that is busy with anything else still
-//! extends its right in time. Nothing here waits: requests to Consul are tasks, each with its
-//! deadline; what changes the node's part is an order to the conductor; the gate is moved on the
-//! spot.
+//! The loop of the lease's thread: feeds the role machine and does what it wants.
 
-use std::collections::BTreeSet;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use litefs_store::Store;
-use parking_lot::Mutex;
-use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 
-use super::shared::Shared;
+use super::requests::{self, Answer, WATCH, Watch};
+use super::{Event, Inbox, Order, Reply, Status};
 use crate::config::{Config, Endpoint};
-use crate::http::{LeaseStatus, Role as Shown, Wish};
+use crate::http::Role as Shown;
 use crate::lease::action::{
-    Acquisition, Action, CATCH_UP_TIMEOUT, FAST_BEAT, FAST_RIGHT, HOLD_TIMEOUT, Promotion,
-    REQUEST_TIMEOUT, Renewal, Replacement, Role, SHUTDOWN_TIMEOUT, Settings, Standing, Transition,
+    Action, CATCH_UP_TIMEOUT, FAST_BEAT, FAST_RIGHT, HOLD_TIMEOUT, Promotion, REQUEST_TIMEOUT,
+    Role, SHUTDOWN_TIMEOUT, Settings, Standing, Transition,
 };
 use crate::lease::consul::{ConsulLease, LeaseError};
 use crate::lease::election::Election;
-use crate::lease::view::{SessionId, View};
+use crate::node::shared::Shared;
 use crate::replication::standing;
 
-/// A query that waits for a change asks again after this time.
-const WATCH_WAIT: Duration = Duration::from_secs(5);
 /// What the store holds is looked at this often, if it has changed.
 const STANDING_INTERVAL: Duration = Duration::from_millis(250);
-/// Transitions that a client of `/events` may be behind.
-const TRANSITIONS_BACKLOG: usize = 64;
-/// Upper bounds of the classes of beats, in seconds.
-const BEAT_CLASSES: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0];
+/// A primary that shuts down and has replicas waits this long for one that may take over.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What changes the node's part; done by the conductor, in this order.
-#[derive(Debug)]
-pub(super) enum Order {
-    /// See [`Action::BeginTerm`]; answered by [`Event::TermBegan`].
-    BeginTerm { epoch: u64, cluster: String },
-    /// See [`Action::EndTerm`].
-    EndTerm { reason: String },
-    /// See [`Action::Follow`].
-    Follow(Endpoint),
-    /// See [`Action::AskTakeOver`]; answered by [`Event::NoTakeOver`], if it is refused.
-    AskTakeOver,
-}
-
-type Reply = oneshot::Sender<Result<(), String>>;
-
-/// What the thread is told.
-pub(super) enum Event {
-    /// A query was answered.
-    View {
-        requested: Duration,
-        view: View,
-    },
-    LookFailed,
-    Session(Option<SessionId>),
-    SessionRenewed(Renewal),
-    Published(bool),
-    Acquired(Acquisition),
-    Beat {
-        replacement: Replacement,
-        took: Duration,
-    },
-    Released(Replacement),
-    Destroyed(bool),
-    TermBegan {
-        epoch: u64,
-        result: Result<(), String>,
-    },
-    Held(Result<(), String>),
-    CaughtUp(Result<(), String>),
-    Linked {
-        epoch: u64,
-    },
-    InSync {
-        epoch: u64,
-    },
-    Unlinked,
-    NoTakeOver(String),
-    /// A replica asks for the role.
-    TakeOver {
-        node: u64,
-        refuse: Box<dyn FnOnce(&str) + Send>,
-    },
-    /// An operator wants this node to be the primary.
-    Promote(Reply),
-    /// An operator wants another one to be.
-    HandOver {
-        node: u64,
-        reply: Reply,
-    },
-    /// An operator wants this node not to be it.
-    Demote(Reply),
-    Shutdown,
-}
-
-/// The lease, as the rest of the node knows it.
-pub(super) struct Lease {
-    events: mpsc::UnboundedSender<Event>,
-    status: Arc<Status>,
-    transitions: broadcast::Sender<Transition>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// What others may read of the machine's state.
-struct Status {
-    beats: Histogram,
-    state: Mutex<State>,
-}
-
-struct State {
-    role: Role,
-    reason: String,
-    epoch: u64,
-    right_until: Duration,
-    transitions: u64,
-}
-
-/// What the thread begins with, once everything else is there.
-pub(super) struct Inbox {
-    events: mpsc::UnboundedReceiver<Event>,
-    orders: mpsc::UnboundedSender<Order>,
-    consul: ConsulLease,
-    new_cluster: String,
-}
-
-impl Lease {
-    /// The lease, what its thread begins with, and its orders to come.
-    pub fn new(
-        consul: ConsulLease,
-        new_cluster: String,
-    ) -> (Self, Inbox, mpsc::UnboundedReceiver<Order>) {
-        let (events, inbox) = mpsc::unbounded_channel();
-        let (orders, ordered) = mpsc::unbounded_channel();
-        let state = State {
-            role: Role::Starting,
-            reason: String::new(),
-            epoch: 0,
-            right_until: Duration::ZERO,
-            transitions: 0,
-        };
-        let status = Status { beats: Histogram::new(BEAT_CLASSES), state: Mutex::new(state) };
-        let lease = Self {
-            events,
-            status: Arc::new(status),
-            transitions: broadcast::Sender::new(TRANSITIONS_BACKLOG),
-            thread: Mutex::new(None),
-        };
-        (lease, Inbox { events: inbox, orders, consul, new_cluster }, ordered)
-    }
-
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// The system has none left.
-    pub fn start(&self, shared: Arc<Shared>, inbox: Inbox) -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .max_blocking_threads(4)
-            .thread_name("litefs-lease")
-            .enable_all()
-            .build()?;
-        let (status, transitions) = (self.status.clone(), self.transitions.clone());
-        let events = self.events.clone();
-        let thread = thread::Builder::new().name("litefs-lease".to_owned()).spawn(move || {
-            runtime.block_on(Driver::new(shared, inbox, status, transitions).run(events));
-            // A look-up of a name may still hang.
-            runtime.shutdown_background();
-        })?;
-        *self.thread.lock() = Some(thread);
-        Ok(())
-    }
-
-    /// Tells the thread; nothing happens once it has ended.
-    pub fn tell(&self, event: Event) {
-        let _ = self.events.send(event);
-    }
-
-    /// What it does now; `now` is the store's clock.
-    pub fn status(&self, now: Duration) -> LeaseStatus {
-        let state = self.status.state.lock();
-        LeaseStatus {
-            kind: "consul",
-            role: state.role.name(),
-            reason: state.reason.clone(),
-            epoch: state.epoch,
-            transitions: state.transitions,
-            right_left: Some(state.right_until.saturating_sub(now)),
-            beats: Some(self.status.beats.clone()),
-        }
-    }
-
-    /// Its transitions, from now on.
-    pub fn transitions(&self) -> broadcast::Receiver<Transition> {
-        self.transitions.subscribe()
-    }
-
-    /// Wants this node to be the primary.
-    pub fn promote(&self) -> Wish {
-        self.wish(Event::Promote)
-    }
-
-    /// Wants this primary to hand its role over.
-    pub fn hand_over(&self, node: u64) -> Wish {
-        self.wish(|reply| Event::HandOver { node, reply })
-    }
-
-    /// Wants this node not to be the primary.
-    pub fn demote(&self) -> Wish {
-        self.wish(Event::Demote)
-    }
-
-    /// Gives the lease back, to the best replica if there is one, and ends the thread.
-    pub fn stop(&self) {
-        let Some(thread) = self.thread.lock().take() else { return };
-        self.tell(Event::Shutdown);
-        // A panic in it was reported when it happened.
-        let _ = thread.join();
-    }
-
-    fn wish(&self, event: impl FnOnce(Reply) -> Event) -> Wish {
-        let (reply, wish) = Wish::new();
-        self.tell(event(reply));
-        wish
-    }
-}
-
-/// What an answer to a request says, and what went wrong with it, for the log.
-type Answer = (Event, Option<LeaseError>);
-
-struct Driver {
+/// The machine, and what it works with.
+pub(super) struct Driver {
     shared: Arc<Shared>,
     machine: Election,
     consul: ConsulLease,
@@ -251,14 +41,24 @@ struct Driver {
     /// The epoch in the data directory; see [`Standing::term`].
     term: u64,
     in_sync: bool,
-    /// Why Consul did not answer last; `None` once it did.
-    trouble: Option<String>,
+    /// What Consul did not do when it was last asked to, and why.
+    troubles: BTreeMap<&'static str, String>,
     promotions: Vec<Reply>,
     hand_overs: Vec<Reply>,
+    leaving: Option<Leaving>,
+}
+
+/// How the node shuts down.
+struct Leaving {
+    /// When it does not wait for a successor any more.
+    hand_over_by: Duration,
+    /// When it ends in any case.
+    give_up_at: Duration,
+    is_told: bool,
 }
 
 impl Driver {
-    fn new(
+    pub fn new(
         shared: Arc<Shared>,
         inbox: Inbox,
         status: Arc<Status>,
@@ -276,14 +76,15 @@ impl Driver {
             standing: None,
             term: standing::Standing::of(shared.store.dir()).term(),
             in_sync: false,
-            trouble: None,
+            troubles: BTreeMap::new(),
             promotions: Vec::new(),
             hand_overs: Vec::new(),
+            leaving: None,
             shared,
         }
     }
 
-    async fn run(mut self, tell: mpsc::UnboundedSender<Event>) {
+    pub async fn run(mut self, tell: mpsc::UnboundedSender<Event>) {
         let watching = Watch {
             consul: self.consul.clone(),
             store: self.shared.store.clone(),
@@ -299,27 +100,21 @@ impl Driver {
             }
         });
         let mut look = tokio::time::interval(STANDING_INTERVAL);
-        let mut give_up = None;
         while self.machine.role() != Role::Stopped {
+            self.advance_leaving();
             self.drain();
-            let now = self.now();
-            let wait = self.machine.poll_timeout().saturating_sub(now);
-            if give_up.is_some_and(|at| now >= at) {
+            let wait = self.machine.poll_timeout().saturating_sub(self.now());
+            if self.leaving.as_ref().is_some_and(|leaving| self.now() >= leaving.give_up_at) {
                 tracing::warn!("the lease could not be given back in time: it will expire");
                 break;
             }
             tokio::select! {
-                Some(event) = self.events.recv() => {
-                    if let Event::Shutdown = event {
-                        give_up = Some(self.now() + SHUTDOWN_TIMEOUT + REQUEST_TIMEOUT);
-                    }
-                    self.take(event);
-                }
+                Some(event) = self.events.recv() => self.take(event),
                 Some(answer) = self.requests.join_next() => self.take_answer(answer),
                 _ = look.tick() => if moved.swap(false, Ordering::AcqRel) {
                     self.tell_standing();
                 },
-                () = tokio::time::sleep(wait.min(SHUTDOWN_TIMEOUT)) => (),
+                () = tokio::time::sleep(wait.min(STANDING_INTERVAL)) => (),
             }
         }
         self.drain();
@@ -355,18 +150,21 @@ impl Driver {
 
     fn take_answer(&mut self, answer: Result<Answer, tokio::task::JoinError>) {
         // A panic was reported when it happened; the machine takes the silence for a failure.
-        let Ok((event, failure)) = answer else { return };
-        self.note_trouble(failure);
+        let Ok(Answer { event, asked }) = answer else { return };
+        if let Some((what, trouble)) = asked {
+            self.note_trouble(what, trouble);
+        }
         self.take(event);
     }
 
     fn take(&mut self, event: Event) {
         match event {
             Event::View { requested, view } => {
-                self.note_trouble(None);
+                self.note_trouble(WATCH, None);
                 self.tell_standing();
                 self.machine.handle_view(self.now(), requested, view);
             }
+            Event::WatchFailed(error) => self.note_trouble(WATCH, Some(error)),
             Event::LookFailed => self.machine.handle_look_failed(self.now()),
             Event::Session(session) => self.machine.handle_session(self.now(), session),
             Event::SessionRenewed(renewal) => {
@@ -453,10 +251,27 @@ impl Driver {
                 }
             }
             Event::Shutdown => {
-                let target = self.best_replica();
-                self.machine.handle_shutdown(now, target);
+                self.leaving = Some(Leaving {
+                    hand_over_by: now + SUCCESSOR_TIMEOUT,
+                    give_up_at: now + SUCCESSOR_TIMEOUT + SHUTDOWN_TIMEOUT + REQUEST_TIMEOUT,
+                    is_told: false,
+                });
             }
             _ => (),
+        }
+    }
+
+    /// The node shuts down. A replica that came just now may not be known as a candidate yet.
+    fn advance_leaving(&mut self) {
+        if self.leaving.as_ref().is_none_or(|leaving| leaving.is_told) {
+            return;
+        }
+        let (now, target) = (self.now(), self.best_replica());
+        let nobody = self.shared.connected().is_empty();
+        let Some(leaving) = &mut self.leaving else { return };
+        if target.is_some() || nobody || now >= leaving.hand_over_by {
+            leaving.is_told = true;
+            self.machine.handle_shutdown(now, target);
         }
     }
 
@@ -529,16 +344,22 @@ impl Driver {
         answer_all(&mut self.promotions, &Ok(()));
     }
 
-    /// Says why Consul does not answer, but not again and again.
-    fn note_trouble(&mut self, trouble: Option<LeaseError>) {
-        let text = trouble.map(|error| error.to_string());
-        match (&self.trouble, &text) {
-            (None, Some(text)) => tracing::warn!("the lease: {text}; will keep trying"),
-            (Some(last), Some(text)) if last != text => tracing::warn!("the lease: {text}"),
-            (Some(_), None) => tracing::info!("the lease: Consul answers again"),
-            _ => (),
+    /// Says what Consul does not do, but not again and again.
+    fn note_trouble(&mut self, what: &'static str, trouble: Option<LeaseError>) {
+        match trouble.map(|error| error.to_string()) {
+            None if self.troubles.remove(what).is_none() => return,
+            None if self.troubles.is_empty() => tracing::info!("Consul does what it is asked to"),
+            None => (),
+            Some(text) if self.troubles.get(what) == Some(&text) => return,
+            Some(text) => {
+                // When nothing is answered, once is enough.
+                if !self.troubles.values().any(|known| *known == text) {
+                    tracing::warn!("{text}; will keep trying");
+                }
+                self.troubles.insert(what, text);
+            }
         }
-        self.trouble = text;
+        self.status.state.lock().trouble = self.troubles.values().next().cloned();
     }
 
     fn act(&mut self, now: Duration, action: Action) {
@@ -555,7 +376,10 @@ impl Driver {
             Action::Follow { url, hostname, epoch } => self.follow(&url, &hostname, epoch),
             Action::AskTakeOver => self.order(Order::AskTakeOver),
             Action::NoteSyncSet(_) => (),
-            request => self.ask_consul(now, request),
+            request => {
+                let (consul, store) = (self.consul.clone(), self.shared.store.clone());
+                self.requests.spawn(requests::ask(consul, store, now, request));
+            }
         }
     }
 
@@ -568,7 +392,7 @@ impl Driver {
         self.in_sync = false;
         match url.parse::<Endpoint>() {
             Ok(of) => {
-                self.shared.store.gate().close(&super::conductor::replica_reason(&of));
+                self.shared.store.gate().close(&crate::node::conductor::replica_reason(&of));
                 self.order(Order::Follow(of));
             }
             Err(error) => tracing::error!(
@@ -585,7 +409,7 @@ impl Driver {
                 true => Ok(()),
                 false => Err(format!("commits are still under way after {HOLD_TIMEOUT:?}")),
             };
-            (Event::Held(held), None)
+            Answer::ours(Event::Held(held))
         });
     }
 
@@ -596,104 +420,9 @@ impl Driver {
                 Some(term) => term.caught_up(node, CATCH_UP_TIMEOUT).await,
                 None => Err("this node serves no replicas".to_owned()),
             };
-            (Event::CaughtUp(result), None)
+            Answer::ours(Event::CaughtUp(result))
         });
     }
-
-    /// Sends a request; its answer comes back as an event.
-    fn ask_consul(&mut self, now: Duration, action: Action) {
-        let (consul, store) = (self.consul.clone(), self.shared.store.clone());
-        self.requests.spawn(async move {
-            match action {
-                Action::OpenSession => {
-                    let opened = in_time(consul.open_session()).await;
-                    split(opened.map(Some), None, Event::Session)
-                }
-                Action::RenewSession(session) => {
-                    let renewed = consul.renew_session(&session).await;
-                    split(renewed, Renewal::Failed, Event::SessionRenewed)
-                }
-                Action::Publish(session, record) => {
-                    let published = consul.publish(&session, &record).await;
-                    split(published, false, Event::Published)
-                }
-                Action::Acquire(acquire) => {
-                    let acquired = consul.acquire(&acquire).await;
-                    split(acquired, Acquisition::Failed, Event::Acquired)
-                }
-                Action::Beat(replace) => {
-                    let beat = consul.beat(&replace).await;
-                    let took = store.now().saturating_sub(now);
-                    let event = |replacement| Event::Beat { replacement, took };
-                    split(beat, Replacement::Failed, event)
-                }
-                Action::Release(replace) => {
-                    let released = consul.release(&replace).await;
-                    split(released, Replacement::Failed, Event::Released)
-                }
-                Action::DestroySession(session) => {
-                    let destroyed = consul.destroy_session(&session).await;
-                    split(destroyed.map(|()| true), false, Event::Destroyed)
-                }
-                // What else there is does not concern Consul.
-                _ => match consul.view(None).await {
-                    Ok(view) => (Event::View { requested: now, view }, None),
-                    Err(error) => (Event::LookFailed, Some(error)),
-                },
-            }
-        });
-    }
-}
-
-/// Queries that wait for changes.
-struct Watch {
-    consul: ConsulLease,
-    store: Store,
-    tell: mpsc::UnboundedSender<Event>,
-    pause: Duration,
-}
-
-impl Watch {
-    async fn run(self) {
-        let mut after = None;
-        let mut trouble: Option<String> = None;
-        loop {
-            let requested = self.store.now();
-            match self.consul.view(after.map(|index| (index, WATCH_WAIT))).await {
-                Ok(view) => {
-                    // It counts from the beginning if it has lost its data: nothing is known then.
-                    let has_gone_back = after.is_some_and(|index| view.index < index);
-                    after = Some(view.index).filter(|_| !has_gone_back);
-                    trouble = None;
-                    // Fails once the node ends.
-                    let _ = self.tell.send(Event::View { requested, view });
-                }
-                Err(error) => {
-                    let text = error.to_string();
-                    if trouble.as_ref() != Some(&text) {
-                        tracing::warn!("cannot watch the lease: {text}; will keep trying");
-                    }
-                    (after, trouble) = (None, Some(text));
-                    tokio::time::sleep(self.pause).await;
-                }
-            }
-        }
-    }
-}
-
-/// An answer, or what stands for none.
-fn split<T>(answer: Result<T, LeaseError>, none: T, event: impl FnOnce(T) -> Event) -> Answer {
-    match answer {
-        Ok(answer) => (event(answer), None),
-        Err(error) => (event(none), Some(error)),
-    }
-}
-
-/// For what takes more than one request.
-async fn in_time<T>(work: impl Future<Output = Result<T, LeaseError>>) -> Result<T, LeaseError> {
-    tokio::time::timeout(REQUEST_TIMEOUT, work).await.unwrap_or_else(|_| {
-        Err(LeaseError::Unreadable(format!("Consul did not answer within {REQUEST_TIMEOUT:?}")))
-    })
 }
 
 /// True if a node in this role is the primary for others.
