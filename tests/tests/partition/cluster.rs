@@ -100,7 +100,7 @@ impl Cluster {
         cluster
     }
 
-    /// Starts a node that does not run, and its writer.
+    /// Starts a node that does not run, and a new writer.
     pub fn start_node(&mut self, node: usize) {
         self.nodes[node].start(self.lab.host(node), self.face, &self.ledger);
     }
@@ -349,8 +349,9 @@ impl Node {
                 command.arg("client").arg(self.mount.join("app.db")).arg(mode)
             }
         };
-        if self.writer.is_some() {
-            return;
+        // A client of a mount that is gone may try for ten seconds before it notices.
+        if let Some(left_behind) = self.writer.take() {
+            left_behind.kill();
         }
         let first = (self.number as i64 + 1) * 1_000_000_000 + self.lives * 1_000_000 + 1;
         self.lives += 1;

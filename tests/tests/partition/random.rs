@@ -28,6 +28,12 @@ impl Random {
         self.below(hosts as u64) as usize
     }
 
+    /// Two hosts; every second time the primary is the first of them.
+    fn pair(&mut self, primary: usize) -> (usize, usize) {
+        let one = if self.below(2) == 0 { primary } else { self.host(NODES + 1) };
+        (one, (one + 1 + self.host(NODES)) % (NODES + 1))
+    }
+
     /// Long and short ones around all of the cluster's time limits.
     fn time(&mut self) -> Duration {
         let most = [500, 3_000, 6_000, 13_000][self.host(4)];
@@ -45,8 +51,9 @@ enum Undo {
 }
 
 fn cause(cluster: &mut Cluster, random: &mut Random) -> (String, Undo) {
-    let (one, other) = (random.host(NODES + 1), random.host(NODES + 1));
-    let node = random.host(NODES);
+    let primary = cluster.primary();
+    let (one, other) = random.pair(primary);
+    let node = if one == CONSUL { other } else { one };
     let all: Vec<usize> = (0..=NODES).collect();
     let peers = Cluster::others(node);
     let lab = &cluster.lab;
@@ -103,7 +110,8 @@ fn faults(seed: u64, face: Face, count: u32) {
         // Every third time a second fault comes before the first one is over. Faults of the
         // network add up; of one process, they do not.
         if random.below(3) == 0 {
-            let (one, other) = (random.host(NODES), random.host(NODES + 1));
+            let node = random.host(NODES);
+            let (one, other) = random.pair(node);
             cluster.lab.part(&[one], &[other]);
             what = format!("{what}, then between {one} and {other}");
             cluster.run(random.time());

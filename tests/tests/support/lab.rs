@@ -6,6 +6,8 @@
 //! it. Hence labs need no addresses of their own and run side by side; and a lab's processes are
 //! started from the thread that lives as long as the lab.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ const WITH_PARENT: [&str; 3] = ["setpriv", "--pdeathsig", "KILL"];
 pub struct Lab {
     router: Holder,
     hosts: Vec<Host>,
+    /// Whose packets to whom are lost.
+    lost: RefCell<BTreeSet<(usize, usize)>>,
 }
 
 /// One of the hosts.
@@ -40,7 +44,7 @@ impl Lab {
         let router = Holder::new();
         router.run("sh", "echo 1 > /proc/sys/net/ipv4/ip_forward");
         let hosts: Vec<Host> = (0..hosts).map(|host| Host::new(host, &router)).collect();
-        Self { router, hosts }
+        Self { router, hosts, lost: RefCell::default() }
     }
 
     /// The host with this number, from 0.
@@ -58,11 +62,15 @@ impl Lab {
     /// way back stays open.
     pub fn cut(&self, from: &[usize], to: &[usize]) {
         let pairs = from.iter().flat_map(|&one| to.iter().map(move |&other| (one, other)));
-        let rules = pairs.filter(|(one, other)| one != other).map(|(one, other)| {
-            let [from, to] = [one, other].map(|host| self.hosts[host].addr);
-            format!("rule add pref 1 from {from} to {to} blackhole\n")
-        });
-        self.router.ip(&rules.collect::<String>());
+        let mut lost = self.lost.borrow_mut();
+        let new = pairs.filter(|&(one, other)| one != other && lost.insert((one, other)));
+        let rules: String = new.map(|pair| format!("rule add {}\n", self.rule(pair))).collect();
+        self.router.ip(&rules);
+    }
+
+    fn rule(&self, (from, to): (usize, usize)) -> String {
+        let [from, to] = [from, to].map(|host| self.hosts[host].addr);
+        format!("pref 1 from {from} to {to} blackhole")
     }
 
     /// Loses what goes between the two sides, in both directions.
@@ -84,9 +92,9 @@ impl Lab {
 
     /// Nothing is lost any more, and all cables are in.
     pub fn heal(&self) {
-        // Flushing fails if there is no such rule.
-        let lost = self.router.command("ip").args(["rule", "flush", "pref", "1"]).output();
-        drop(lost.unwrap());
+        let lost = self.lost.take();
+        let found = lost.into_iter().map(|pair| format!("rule del {}\n", self.rule(pair)));
+        self.router.ip(&found.collect::<String>());
         let up = (0..self.hosts.len()).map(|host| format!("link set host{host} up\n"));
         self.router.ip(&up.collect::<String>());
     }
