@@ -22,6 +22,8 @@ pub const NODES: usize = 3;
 pub const CONSUL: usize = NODES;
 /// How long a primary may commit after it asked for its last renewal, with fast failover.
 pub const RIGHT: Duration = Duration::from_millis(3500);
+/// The same without fast failover: TTL - 1 s.
+pub const SLOW_RIGHT: Duration = Duration::from_secs(9);
 /// From the loss of a primary to the first commit elsewhere, with fast failover.
 pub const FAILOVER: Duration = Duration::from_secs(8);
 /// The same if all wait for Consul: it ends a session after at most two TTLs of 10 s, and then

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::{Cluster, Face, NODES, summary};
+use crate::cluster::{Cluster, Face, NODES, summary, together};
 use crate::ledger::Moment;
 
 /// For one hand-over; on a machine that is not busy with other tests it takes some milliseconds.
@@ -35,28 +35,17 @@ fn promote_in_turns(face: Face) {
 }
 
 #[test]
-fn promote_loses_nothing_on_the_vfs() {
-    promote_in_turns(Face::Vfs);
+fn promote_loses_nothing_on_the_vfs_and_in_wal_mode() {
+    together(&[&|| promote_in_turns(Face::Vfs), &|| promote_in_turns(Face::Mount("wal"))]);
 }
 
 #[test]
-fn promote_loses_nothing_in_delete_mode() {
-    promote_in_turns(Face::Mount("delete"));
-}
-
-#[test]
-fn promote_loses_nothing_in_truncate_mode() {
-    promote_in_turns(Face::Mount("truncate"));
-}
-
-#[test]
-fn promote_loses_nothing_in_persist_mode() {
-    promote_in_turns(Face::Mount("persist"));
-}
-
-#[test]
-fn promote_loses_nothing_in_wal_mode() {
-    promote_in_turns(Face::Mount("wal"));
+fn promote_loses_nothing_in_rollback_modes() {
+    together(&[
+        &|| promote_in_turns(Face::Mount("delete")),
+        &|| promote_in_turns(Face::Mount("truncate")),
+        &|| promote_in_turns(Face::Mount("persist")),
+    ]);
 }
 
 fn end_in_turns(face: Face) {
@@ -78,11 +67,6 @@ fn end_in_turns(face: Face) {
 }
 
 #[test]
-fn a_primary_that_is_shut_down_hands_over_on_the_vfs() {
-    end_in_turns(Face::Vfs);
-}
-
-#[test]
-fn a_primary_that_is_shut_down_hands_over_on_the_mount() {
-    end_in_turns(Face::Mount("wal"));
+fn a_primary_that_is_shut_down_hands_over() {
+    together(&[&|| end_in_turns(Face::Vfs), &|| end_in_turns(Face::Mount("wal"))]);
 }

@@ -4,9 +4,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::{
-    CONSUL, Cluster, FAILOVER, Face, RIGHT, WORST_FAILOVER, rounds, summary, together,
-};
+use crate::cluster::{CONSUL, Cluster, FAILOVER, Face, RIGHT, rounds, summary, together};
 use crate::lab::Consul;
 use crate::ledger::Moment;
 
@@ -63,25 +61,4 @@ fn the_cluster_survives_a_restart_of_consul_and_a_new_consul() {
         &|| consul_returns("a new Consul", Face::Vfs, Duration::ZERO, Consul::lose),
         &|| consul_returns("a new Consul, later", Face::Vfs, LONG_AWAY, Consul::lose),
     ]);
-}
-
-/// A node without data finds a cluster id without a primary: it waits for those that have data,
-/// however long that takes.
-#[test]
-fn an_empty_node_never_wins() {
-    let mut cluster = Cluster::start("empty node", Face::Vfs, "");
-    cluster.kill(2);
-    std::fs::remove_dir_all(cluster.nodes[2].data()).unwrap();
-    cluster.run(Duration::from_millis(500));
-    (0..2).for_each(|node| cluster.kill(node));
-    let since = Moment::now();
-    cluster.start_node(2);
-    cluster.run(WORST_FAILOVER);
-    assert!(cluster.ledger.first_after(&[2], since).is_none(), "an empty node took the lease");
-    cluster.start_node(1);
-    let started = Moment::now();
-    let (primary, _) = cluster.first_ack(&[1, 2], started, WORST_FAILOVER);
-    assert_eq!(primary, 1);
-    cluster.start_node(0);
-    cluster.settle();
 }

@@ -141,7 +141,8 @@ impl Ledger {
         let late =
             |attempt: &Attempt| attempt.begun > since + right && attempt.acked() < Some(healed);
         let late: Vec<_> = self.acked(node).into_iter().filter(late).collect();
-        assert!(late.is_empty(), "acknowledged too late, isolated at {since:?}: {late:?}");
+        let (count, first) = (late.len(), late.first());
+        assert!(late.is_empty(), "{count} acknowledged too late, cut off at {since:?}: {first:?}");
     }
 
     /// The longest time around `moment`, up to `until`, in which no node acknowledged anything.

@@ -9,6 +9,7 @@ mod cluster;
 mod lab;
 mod ledger;
 
+mod election;
 mod frozen;
 mod hand_over;
 mod isolation;
