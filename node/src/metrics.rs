@@ -9,7 +9,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use litefs_store::{Database, Stats};
+use litefs_store::{Database, Diverged, Stats};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeGaugeValue, EncodeMetric, NoLabelSet, text,
@@ -155,7 +155,7 @@ struct Family {
     value: fn(&Database, &Stats) -> i64,
 }
 
-const FAMILIES: [Family; 11] = [
+const FAMILIES: [Family; 12] = [
     Family {
         name: "litefs_db_txid",
         help: "Newest transaction id.",
@@ -218,10 +218,19 @@ const FAMILIES: [Family; 11] = [
     },
     Family {
         name: "litefs_db_diverged",
-        help: "Directories with transactions of this node that the cluster did not keep.",
+        help: "Divergences kept: transactions of this node that the cluster does not have.",
         kind: MetricType::Gauge,
         // What cannot be read is reported by /info and the log; the node's other numbers count.
         value: |db, _| db.diverged().map_or(0, |kept| int(kept.len())),
+    },
+    Family {
+        name: "litefs_db_diverged_transactions",
+        help: "Transactions in the divergences kept, where their number is known.",
+        kind: MetricType::Gauge,
+        value: |db, _| {
+            let count = |kept: Vec<Diverged>| kept.iter().filter_map(Diverged::transactions).sum();
+            int64(db.diverged().map_or(0, count))
+        },
     },
 ];
 

@@ -80,7 +80,7 @@ fn download(client: &Client, name: &DbName, file: &mut NamedTempFile) -> CliResu
 }
 
 /// A file that vanishes unless it is put in place; readable as the user's umask says.
-fn new_file(dir: &Path) -> io::Result<NamedTempFile> {
+pub(super) fn new_file(dir: &Path) -> io::Result<NamedTempFile> {
     use std::os::unix::fs::PermissionsExt;
     tempfile::Builder::new()
         .prefix(".litefs-export-")
@@ -88,7 +88,7 @@ fn new_file(dir: &Path) -> io::Result<NamedTempFile> {
         .tempfile_in(dir)
 }
 
-fn put_in_place(file: NamedTempFile, path: &Path) -> io::Result<()> {
+pub(super) fn put_in_place(file: NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
     for suffix in ["-journal", "-wal", "-shm"] {
         let mut side = path.as_os_str().to_owned();
@@ -102,7 +102,7 @@ fn put_in_place(file: NamedTempFile, path: &Path) -> io::Result<()> {
     fs::File::open(directory_of(path))?.sync_all()
 }
 
-fn directory_of(path: &Path) -> &Path {
+pub(super) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -6,6 +6,7 @@
 mod certs;
 mod client;
 mod config;
+mod diverged;
 mod export;
 mod import;
 mod litefs_data;
@@ -188,12 +189,14 @@ fn accept_single_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsStrin
 /// Opens a data directory that must exist already, so that a mistyped path makes no new one.
 fn open_data_dir(dir: &std::path::Path) -> Result<Store, CliError> {
     if !dir.join("node.json").is_file() {
-        return Err(CliError::new(format!(
-            "{} is no data directory of a node: it holds no node.json",
-            dir.display()
-        )));
+        return Err(no_data_dir(dir));
     }
     Ok(Store::open(dir)?)
+}
+
+fn no_data_dir(dir: &std::path::Path) -> CliError {
+    let dir = dir.display();
+    CliError::new(format!("{dir} is no data directory of a node: it holds no node.json"))
 }
 
 fn parse_name(name: &str) -> Result<DbName, CliError> {

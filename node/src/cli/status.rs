@@ -61,7 +61,12 @@ fn render(info: &Info) -> String {
     }
     for (name, db) in &info.databases {
         for file in &db.diverged {
-            let _ = writeln!(out, "{name}: transactions that the cluster did not keep: {file}");
+            let count = file.transactions.map_or("?".to_owned(), |count| count.to_string());
+            let _ = writeln!(
+                out,
+                "{name}: kept {count} transactions that the cluster did not keep: {}",
+                file.name
+            );
         }
     }
     out
@@ -134,7 +139,8 @@ mod tests {
             "waiting":2},
             "databases":{"a.db":{"position":"0000000000000002/8000000000000001","pageCount":3,
             "pageSize":4096,"mark":"0000000000000001","logBytes":9000,"quarantined":"page 2",
-            "diverged":["dbs/a.db/diverged/1.ltx"]}}}"#;
+            "diverged":[{"name":"a.db/1-2-3","newest":"2/8","transactions":7,"keptAt":"",
+            "whole":true,"path":"dbs/a.db/diverged/1-2-3"}]}}}"#;
         let text = render(&serde_json::from_str(answer).unwrap());
         for needed in [
             "disconnected",
@@ -142,7 +148,7 @@ mod tests {
             "sync, confirmed by 00000000000000CD, 2 wait",
             "0000000000000002/8000000000000001",
             "quarantined: page 2",
-            "dbs/a.db/diverged/1.ltx",
+            "kept 7 transactions that the cluster did not keep: a.db/1-2-3",
         ] {
             assert!(text.contains(needed), "{needed} is missing in\n{text}");
         }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use litefs_store::Database;
+use litefs_ltx::format_timestamp;
+use litefs_store::{Database, Diverged};
 use serde::{Deserialize, Serialize};
 
 use super::view::{LeaseStatus, NodeView, ReplicaStatus};
@@ -120,10 +121,49 @@ pub struct DatabaseInfo {
     /// Why it is served to nobody, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<String>,
-    /// Directories, below the data directory, with transactions of this node that the cluster did
-    /// not keep.
+    /// What is kept of transactions of this node that the cluster did not keep, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub diverged: Vec<String>,
+    pub diverged: Vec<DivergedInfo>,
+}
+
+/// Transactions of this node that the cluster did not keep, in files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DivergedInfo {
+    /// Names it to `litefs-node ltx extract --diverged` and `ltx forget --diverged`.
+    pub name: String,
+    /// The last position that the cluster kept too, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub common: Option<String>,
+    /// Where the database was.
+    pub newest: String,
+    /// How many transactions the cluster did not keep, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transactions: Option<u64>,
+    /// When it was kept, as RFC 3339; empty if unknown.
+    pub kept_at: String,
+    /// True if the whole database is among the files.
+    pub whole: bool,
+    /// The directory with the files, below the data directory.
+    pub path: String,
+}
+
+impl DivergedInfo {
+    /// `dir` is the data directory.
+    pub(crate) fn new(dir: &Path, kept: &Diverged) -> Self {
+        Self {
+            name: kept.id(),
+            common: kept.common.map(|pos| pos.to_string()),
+            newest: kept.newest.to_string(),
+            transactions: kept.transactions(),
+            kept_at: match kept.kept_ms {
+                0 => String::new(),
+                ms => format_timestamp(ms),
+            },
+            whole: kept.whole,
+            path: kept.path.strip_prefix(dir).unwrap_or(&kept.path).display().to_string(),
+        }
+    }
 }
 
 impl Info {
@@ -214,12 +254,10 @@ fn databases(dir: &Path, all: &[Database]) -> BTreeMap<String, DatabaseInfo> {
         .collect()
 }
 
-fn diverged(dir: &Path, db: &Database) -> Vec<String> {
+fn diverged(dir: &Path, db: &Database) -> Vec<DivergedInfo> {
     let kept = db.diverged().unwrap_or_else(|e| {
         tracing::warn!(db = db.name().as_str(), "cannot look for diverged transactions: {e}");
         Vec::new()
     });
-    let shown =
-        |path: &std::path::PathBuf| path.strip_prefix(dir).unwrap_or(path).display().to_string();
-    kept.iter().map(shown).collect()
+    kept.iter().map(|kept| DivergedInfo::new(dir, kept)).collect()
 }

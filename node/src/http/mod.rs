@@ -36,7 +36,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-pub use info::{DatabaseInfo, Info, LeaseInfo, PrimaryName, ReplicaInfo, ReplicationInfo};
+pub use info::{
+    DatabaseInfo, DivergedInfo, Info, LeaseInfo, PrimaryName, ReplicaInfo, ReplicationInfo,
+};
 pub use view::{LeaseStatus, NodeView, ReplicaStatus, Role, Wish};
 
 pub use self::access::Access;

@@ -5,17 +5,18 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use litefs_store::{DbName, ErrorKind, Event, Pos, Store};
+use litefs_store::{Database, DbName, ErrorKind, Event, Pos, Store};
 use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::control::{Control, ControlError};
+use super::diverged;
 use super::receive::{Limits, Receiver};
 use super::replica::{Action, DIAL_TIMEOUT, Local, Upstream};
 use super::serve::close_connection;
-use super::standing::Standing;
+use super::standing::{Standing, received_now};
 use super::wire::{Close, FromPrimary, FromReplica, MAX_POINTS, Offer, Reason, Welcome};
 use super::{printable, wall_ms};
 use crate::config;
@@ -404,7 +405,8 @@ impl Link<'_> {
             Action::Join(welcome) => return self.join(&welcome),
             Action::OfferPoints(db) => {
                 let known = self.driver.follow.store.database(&db);
-                let points = known.map(|db| db.rewind_points(MAX_POINTS)).unwrap_or_default();
+                let points = || known.map(|db| db.history_points(MAX_POINTS)).unwrap_or_default();
+                let points = tokio::task::block_in_place(points);
                 self.control.push_to_primary(&FromReplica::Points(db, points));
             }
             Action::Rewind(db, to) => {
@@ -433,8 +435,21 @@ impl Link<'_> {
 
     fn note_in_sync(&self, primary: &Welcome) {
         tracing::info!("in sync with primary {}", primary.hostname);
-        let standing = Standing::of(self.driver.follow.store.dir());
-        if let Err(error) = tokio::task::block_in_place(|| standing.note_in_sync(primary)) {
+        let store = &self.driver.follow.store;
+        let filter = &self.driver.follow.filter;
+        let upstream = self.driver.upstream.lock();
+        let theirs = Store::databases(store)
+            .into_iter()
+            .filter(|db| filter.is_empty() || filter.contains(db.name()))
+            .filter(|db| !upstream.is_unknown(db.name()));
+        let theirs: Vec<Database> = theirs.collect();
+        drop(upstream);
+        let noted = tokio::task::block_in_place(|| {
+            let received = received_now(store, &theirs);
+            Standing::of(store.dir()).note_in_sync(primary, &received).map(|()| received)
+        });
+        let noted = noted.map(|received| self.receiver.set_received(Some(received)));
+        if let Err(error) = noted {
             tracing::warn!("cannot remember that this node is in sync: {error}");
         }
         (self.driver.follow.listener)(LinkEvent::InSync(primary));
@@ -459,7 +474,9 @@ impl Link<'_> {
 
     fn join(&mut self, welcome: &Welcome) -> Result<(), End> {
         let store = &self.driver.follow.store;
-        self.receiver.set_trusted(Standing::of(store.dir()).follows(welcome));
+        let standing = Standing::of(store.dir());
+        let received = tokio::task::block_in_place(|| standing.received_of(welcome));
+        self.receiver.set_received(received);
         let adopt = || -> litefs_store::Result<()> {
             store.set_cluster_id(&welcome.cluster)?;
             store.set_epoch(welcome.epoch)
@@ -526,7 +543,7 @@ impl Rewind {
         let Some(permit) = self.receiver.limits().applier().await else { return };
         let rewinding = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            db.preserve_diverged(Some(to))?;
+            diverged::keep(&db, Some(to))?;
             db.rewind(to)
         });
         // It fails if the call panicked, which has been reported.

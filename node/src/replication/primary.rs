@@ -515,7 +515,8 @@ impl Peer {
         let db = offer.db.clone();
         let newest = history.newest(&db);
         let known = self.dbs.entry(db.clone()).or_insert_with(Db::new);
-        known.acked = offer.pos;
+        // Not before it is known to be on our history: acknowledgements are relied on.
+        (known.acked, known.synced) = (Pos::ZERO, Pos::ZERO);
         known.sent = offer.pos;
         if now < known.not_before {
             let at = known.not_before;
@@ -532,6 +533,11 @@ impl Peer {
                 return self.stall(now, &db, offer, now + RETRY);
             }
         };
+        if matches!(relation, Relation::Current | Relation::Behind)
+            && let Some(known) = self.dbs.get_mut(&db)
+        {
+            known.acked = offer.pos;
+        }
         match relation {
             Relation::Current | Relation::Behind if offer.snapshot => {
                 self.queue(&db, Task::Snapshot(offer.pos));

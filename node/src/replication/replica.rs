@@ -114,8 +114,11 @@ pub struct Upstream {
     welcome: Option<Welcome>,
     questions: BTreeMap<DbName, Action>,
     warned: HashSet<DbName>,
-    /// Databases whose position the primary found not to be on its history.
-    diverged: HashSet<DbName>,
+    /// Databases whose position the primary found not to be on its history, with the newest common
+    /// position once it has named one.
+    diverged: HashMap<DbName, Option<Pos>>,
+    /// Databases that the primary does not have, on the present connection.
+    unknown: HashSet<DbName>,
     was_in_sync: bool,
     in_sync_due: bool,
     sync_due: bool,
@@ -153,7 +156,8 @@ impl Upstream {
             welcome: None,
             questions: BTreeMap::new(),
             warned: HashSet::new(),
-            diverged: HashSet::new(),
+            diverged: HashMap::new(),
+            unknown: HashSet::new(),
             was_in_sync: false,
             in_sync_due: false,
             sync_due: false,
@@ -185,7 +189,18 @@ impl Upstream {
     /// True if the primary found this database's position not to be on its history, on the present
     /// connection.
     pub fn has_diverged(&self, db: &DbName) -> bool {
-        self.diverged.contains(db)
+        self.diverged.contains_key(db)
+    }
+
+    /// The newest position of a diverged database that the primary has too, as it named it on the
+    /// present connection.
+    pub fn common(&self, db: &DbName) -> Option<Pos> {
+        self.diverged.get(db).copied().flatten()
+    }
+
+    /// True if the primary said on the present connection that it does not have this database.
+    pub fn is_unknown(&self, db: &DbName) -> bool {
+        self.unknown.contains(db)
     }
 
     /// The primary's wall clock at its last heartbeat, ms since 1970.
@@ -212,6 +227,7 @@ impl Upstream {
         self.welcome = None;
         self.questions.clear();
         self.diverged.clear();
+        self.unknown.clear();
         self.was_in_sync = false;
         self.in_sync_due = false;
         self.sync_due = false;
@@ -234,13 +250,15 @@ impl Upstream {
                 self.handle_welcome(now, welcome, local);
             }
             (Link::Live { .. }, FromPrimary::AskPoints(db)) => {
-                self.diverged.insert(db.clone());
+                self.diverged.insert(db.clone(), None);
                 self.note_question(db.clone(), Action::OfferPoints(db));
             }
             (Link::Live { .. }, FromPrimary::Rewind(db, to)) => {
+                self.diverged.insert(db.clone(), Some(to));
                 self.note_question(db.clone(), Action::Rewind(db, to));
             }
             (Link::Live { .. }, FromPrimary::Unknown(db)) => {
+                self.unknown.insert(db.clone());
                 if self.warned.insert(db.clone()) {
                     self.note_question(db.clone(), Action::WarnUnknown(db));
                 }
@@ -257,7 +275,9 @@ impl Upstream {
             _ => self.refuse(Reason::BadProtocol, "a message out of order"),
         }
         self.handle_alive(now);
-        if self.diverged.len().max(self.warned.len()).max(self.questions.len()) > MAX_DATABASES {
+        let named =
+            [self.diverged.len(), self.unknown.len(), self.warned.len(), self.questions.len()];
+        if named.into_iter().any(|count| count > MAX_DATABASES) {
             self.refuse(Reason::BadProtocol, "too many databases");
         }
     }
@@ -284,6 +304,7 @@ impl Upstream {
         self.moved.insert(db.clone());
         self.troubles.remove(db);
         self.awaited.remove(db);
+        self.unknown.remove(db);
         // It was for a stream that was left; an older offer is being answered.
         self.reoffers.remove(db);
     }

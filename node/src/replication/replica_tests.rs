@@ -175,7 +175,9 @@ fn questions_become_actions_once_and_a_missing_database_is_told_once() {
     up.handle_message(ms(1), FromPrimary::AskPoints(db("a")), &local);
     up.handle_message(ms(1), FromPrimary::Rewind(db("b"), pos(3)), &local);
     up.handle_message(ms(1), FromPrimary::Unknown(db("c")), &local);
-    assert!(up.has_diverged(&db("a")) && !up.has_diverged(&db("b")));
+    assert!(up.has_diverged(&db("a")) && up.has_diverged(&db("b")) && !up.has_diverged(&db("c")));
+    assert_eq!((up.common(&db("a")), up.common(&db("b"))), (None, Some(pos(3))));
+    assert!(up.is_unknown(&db("c")) && !up.is_unknown(&db("a")));
     let actions: Vec<_> = std::iter::from_fn(|| up.poll_action()).collect();
     assert_eq!(
         actions,
