@@ -319,7 +319,7 @@ fn diverged_transactions_are_kept_and_then_rewound() {
     let kept = loser.preserve_diverged(Some(common)).unwrap().unwrap();
     assert_eq!((kept.common, kept.newest, kept.transactions()), (Some(common), lost, Some(2)));
     assert_eq!(loser.preserve_diverged(Some(common)).unwrap(), None, "once is enough");
-    assert_eq!(loser.diverged().unwrap(), [kept.clone()]);
+    assert_eq!(loser.diverged().unwrap(), std::slice::from_ref(&kept));
     let records = kept.records(&OsStorage).unwrap();
     assert_eq!(records.len(), 2);
     for path in records.into_iter().chain(kept.whole_file()) {

@@ -19,4 +19,5 @@ mod litefs_clients;
 mod matrix;
 mod replica;
 mod shutdown;
+mod split_brain;
 mod sqlite;
