@@ -22,6 +22,7 @@ use fuser::{
 
 use crate::db::{MountedDb, Part, Result};
 use crate::errno;
+use crate::held::Committing;
 use crate::locks::{Lock, LockKind, Owner, Range};
 use crate::name::{self, DbFile, FileKind};
 use crate::pool::{Lane, OnlyClient, Pool};
@@ -96,6 +97,7 @@ fn write(
 pub(crate) struct Served {
     mounted: Arc<Mounted>,
     pool: Pool,
+    committing: Arc<Committing>,
     spin: Arc<OnceLock<Spin>>,
     client: OnlyClient,
 }
@@ -103,9 +105,11 @@ pub(crate) struct Served {
 impl Served {
     /// Serves a mounted file system.
     pub(crate) fn new(mounted: Mounted) -> io::Result<Self> {
+        let (mounted, pool) = (Arc::new(mounted), Pool::start()?);
         Ok(Self {
-            mounted: Arc::new(mounted),
-            pool: Pool::start()?,
+            committing: Committing::new(mounted.clone(), pool.clone()),
+            mounted,
+            pool,
             spin: Arc::default(),
             client: OnlyClient::default(),
         })
@@ -144,6 +148,17 @@ impl Served {
         }
     }
 
+    /// The same for a request that may commit: if commits are held, it waits without a thread.
+    fn answer_commit(
+        &self,
+        effort: Effort,
+        lane: impl FnOnce(&Mounted) -> Option<Arc<Lane>> + Send + 'static,
+        request: impl FnOnce(&Mounted) + Send + 'static,
+    ) {
+        let committing = self.committing.clone();
+        self.answer(effort, move |_| committing.serve(lane, request));
+    }
+
     /// What a request on a file takes.
     fn effort(&self, ino: INodeNo, waits: impl FnOnce(&MountedDb, Part) -> bool) -> Effort {
         match self.mounted.tree.node(ino.0) {
@@ -156,7 +171,7 @@ impl Served {
     fn effort_by_name(&self, name: &OsStr, waits: impl FnOnce(&MountedDb, Part) -> bool) -> Effort {
         match name::parse(name) {
             Some(FileKind::Db(name, DbFile::Part(part))) => {
-                let db = self.mounted.tree.shared().mounted.read().get(&name).cloned();
+                let db = self.mounted.database(&name);
                 db.map_or(Effort::Little, |db| Effort::of(&db, waits(&db, part)))
             }
             Some(FileKind::SuperJournal(_)) => Effort::MayWait(None),
@@ -269,25 +284,29 @@ impl Filesystem for Served {
         reply: ReplyAttr,
     ) {
         self.arrived(req);
-        self.answer(
-            self.effort(ino, |db, part| size.is_some() && db.may_commit(part)),
-            move |fs| {
-                let set = fs.set_attributes(ino, fh, size);
-                let result = set.and_then(|()| fs.attributes_of(ino, fh));
-                fs.log(format_args!("setattr {ino} size {size:?}"), &result);
-                match result {
-                    Ok((node, attributes)) => reply.attr(&node.attributes_ttl(), &attributes),
-                    Err(errno) => reply.error(errno),
-                }
-            },
-        );
+        let effort = self.effort(ino, |db, part| size.is_some() && db.may_commit(part));
+        let request = move |fs: &Mounted| {
+            let set = fs.set_attributes(ino, fh, size);
+            let result = set.and_then(|()| fs.attributes_of(ino, fh));
+            fs.log(format_args!("setattr {ino} size {size:?}"), &result);
+            match result {
+                Ok((node, attributes)) => reply.attr(&node.attributes_ttl(), &attributes),
+                Err(errno) => reply.error(errno),
+            }
+        };
+        match size {
+            Some(_) => self.answer_commit(effort, move |fs| fs.lane(ino), request),
+            None => self.answer(effort, request),
+        }
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.arrived(req);
         let name = name.to_owned();
-        self.answer(
+        let of = name.clone();
+        self.answer_commit(
             self.effort_by_name(&name, |db, part| part == Part::Main || db.may_commit(part)),
+            move |fs| fs.lane_by_name(&of),
             move |fs| {
                 let result = Mounted::kind(parent, &name).and_then(|kind| fs.tree.unlink(&kind));
                 fs.log(format_args!("unlink {name:?}"), &result);
@@ -387,12 +406,24 @@ impl Filesystem for Served {
         let waits = |db: &MountedDb, part| {
             part == Part::Wal && db.syncs_each_commit() || offset == 0 && db.may_commit(part)
         };
-        let effort = self.effort(ino, waits);
-        if let Effort::Little = effort {
+        let mut commits = false;
+        let effort = self.effort(ino, |db, part| {
+            commits = part == Part::Wal || offset == 0 && part == Part::Journal;
+            waits(db, part)
+        });
+        let little = matches!(effort, Effort::Little);
+        if little && !commits {
+            return write(&self.mounted, (ino, fh), offset, data, reply);
+        }
+        if little && let Some(_pass) = self.committing.gate().try_pass() {
             return write(&self.mounted, (ino, fh), offset, data, reply);
         }
         let data = data.to_vec();
-        self.answer(effort, move |fs| write(fs, (ino, fh), offset, &data, reply));
+        let request = move |fs: &Mounted| write(fs, (ino, fh), offset, &data, reply);
+        match commits {
+            true => self.answer_commit(effort, move |fs| fs.lane(ino), request),
+            false => self.answer(effort, request),
+        }
     }
 
     fn flush(

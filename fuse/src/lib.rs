@@ -11,6 +11,7 @@ mod db;
 mod errno;
 mod fs;
 mod handles;
+mod held;
 mod journal;
 mod kernel;
 mod locks;

@@ -19,8 +19,9 @@ const THREADS: usize = 16;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// See the module's text. The threads end when it is dropped and their work is done.
-#[derive(Debug)]
+/// See the module's text. The threads end when it and its clones are dropped and their work is
+/// done.
+#[derive(Debug, Clone)]
 pub(crate) struct Pool(Sender<Job>);
 
 impl Pool {

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use fuser::{BackingId, Errno, FileAttr, FileHandle, FopenFlags, INodeNo};
+use litefs_store::DbName;
 
 use crate::db::{LockReply, MountedDb, Part, Result};
 use crate::errno::{self, log_once};
 use crate::handles::{Handle, Handles};
 use crate::locks::{Lock, LockKind};
 use crate::name::{self, DbFile, FileKind};
+use crate::pool::Lane;
 use crate::special;
 use crate::super_journal::slice;
 use crate::tree::{Node, Tree};
@@ -50,6 +52,27 @@ impl Mounted {
                 Ok(_) => tracing::info!("fuse: {what}"),
                 Err(errno) => tracing::info!("fuse: {what}: {}", describe(*errno)),
             }
+        }
+    }
+
+    /// The database of that name, if it was looked at.
+    pub(crate) fn database(&self, name: &DbName) -> Option<Arc<MountedDb>> {
+        self.tree.shared().mounted.read().get(name).cloned()
+    }
+
+    /// Where requests on a file that take long are served.
+    pub(crate) fn lane(&self, ino: INodeNo) -> Option<Arc<Lane>> {
+        match self.tree.node(ino.0) {
+            Ok(Node::Db(_, db, _)) => Some(db.lane.clone()),
+            _ => None,
+        }
+    }
+
+    /// The same of one on a name.
+    pub(crate) fn lane_by_name(&self, name: &OsStr) -> Option<Arc<Lane>> {
+        match name::parse(name) {
+            Some(FileKind::Db(name, _)) => self.database(&name).map(|db| db.lane.clone()),
+            _ => None,
         }
     }
 

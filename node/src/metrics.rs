@@ -16,7 +16,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::http::NodeView;
+use crate::http::{LeaseStatus, NodeView};
+use crate::lease::action::Role;
 
 /// The text format, which every Prometheus reads.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -87,8 +88,36 @@ impl NodeCollector {
         let help = "Connected replicas.";
         gauge(encoder, "litefs_http_stream_count", help, int(replicas.len()))?;
         let help = "Transactions that connected replicas have not acknowledged yet.";
-        gauge(encoder, "litefs_replica_unacknowledged_transactions", help, int64(unacknowledged))
+        gauge(encoder, "litefs_replica_unacknowledged_transactions", help, int64(unacknowledged))?;
+        encode_lease(encoder, &view.lease())
     }
+}
+
+fn encode_lease(encoder: &mut DescriptorEncoder<'_>, lease: &LeaseStatus) -> fmt::Result {
+    let help = "1 for this node's present role, else 0.";
+    let mut roles =
+        encoder.encode_descriptor("litefs_lease_role", help, None, MetricType::Gauge)?;
+    for role in Role::ALL.map(Role::name) {
+        let labels = [("role", role)];
+        let value = i64::from(role == lease.role);
+        ConstGauge::new(value).encode(roles.encode_family(&labels)?)?;
+    }
+    let help = "Newest epoch known to this node.";
+    gauge(encoder, "litefs_lease_epoch", help, int64(lease.epoch))?;
+    let help = "Changes of this node's role, or of its reason, since the start.";
+    let name = "litefs_lease_transition_count";
+    let transitions = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    ConstGauge::new(int64(lease.transitions)).encode(transitions)?;
+    if let Some(left) = lease.right_left {
+        let help = "Seconds for which this node may still commit if Consul falls silent.";
+        gauge(encoder, "litefs_lease_right_seconds", help, left.as_secs_f64())?;
+    }
+    if let Some(beats) = &lease.beats {
+        let name = "litefs_lease_renew_seconds";
+        let help = "Time that Consul took to extend the right to commit.";
+        beats.encode(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)?;
+    }
+    Ok(())
 }
 
 /// A metric that every database has.

@@ -35,7 +35,7 @@ pub use db::diverged::Diverged;
 pub use db::snapshot::Snapshot;
 pub use db::writer::Writer;
 pub use error::{Error, ErrorKind, Result};
-pub use gate::WriteGate;
+pub use gate::{Pass, WriteGate};
 pub use litefs_ltx as ltx;
 pub use litefs_ltx::{Checksum, PageSize, Pgno, Pos, Txid};
 pub use name::DbName;

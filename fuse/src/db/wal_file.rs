@@ -31,6 +31,9 @@ pub(crate) struct Wal {
     commits: u64,
     /// How many of them are known to be on disk.
     synced: u64,
+    /// The writer of the last of them has not given its lock back: it may yet sync the WAL, and
+    /// take that for the end of its commit.
+    unanswered: bool,
     /// Why the last transaction was refused. The kernel may hide that from the client: it cuts
     /// writes into pieces, and if the second one fails, the client only learns how much was
     /// written, and tries the rest again. That must not succeed.
@@ -96,6 +99,7 @@ impl Wal {
     /// No writer is left: nothing of the last transaction follows.
     pub(super) fn end_transaction(&mut self) {
         self.refused = None;
+        self.unanswered = false;
     }
 
     /// A refusal holds until the next transaction, which begins with a header or where the
@@ -228,6 +232,7 @@ impl MountedDb {
         })?;
         let pos = announcing_own_commit(|| writer.publish());
         wal.commits += 1;
+        wal.unanswered = true;
         if !main.move_tip(&self.database, pos) {
             self.nudge();
         }
@@ -274,25 +279,22 @@ impl MountedDb {
         Ok(())
     }
 
-    /// With `synchronous=FULL`, a commit is acknowledged by this. What somebody else is about to
-    /// sync (a checkpoint does) is not synced yet.
+    /// With `synchronous=FULL`, a commit is acknowledged by this, even if somebody else (a
+    /// checkpoint) has synced it. What somebody else is about to sync is not synced yet.
     pub(super) fn sync_wal(&self) -> Result<()> {
-        let commits = {
+        let (commits, synced, unanswered) = {
             let wal = self.wal.lock();
             if let Some(error) = wal.refused {
                 return Err(error);
             }
-            if wal.synced == wal.commits {
-                return Ok(());
-            }
-            wal.commits
+            (wal.commits, wal.synced, wal.unanswered)
         };
-        self.database.sync().map_err(|e| errno::of(&e))?;
-        {
+        if synced != commits {
+            self.database.sync().map_err(|e| errno::of(&e))?;
             let mut wal = self.wal.lock();
             wal.synced = wal.synced.max(commits);
         }
-        if !self.shared.store.gate().is_open() {
+        if unanswered && !self.shared.store.gate().is_open() {
             tracing::warn!(db = %self.name(), "the right to write ended while a commit was synced");
             return Err(Errno::EIO);
         }

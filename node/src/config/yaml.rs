@@ -1,9 +1,10 @@
 //! `litefs.yml`: LiteFS's keys and ours, strictly.
 //!
 //! Every key of LiteFS is known. A key whose part this build does not serve is an error where
-//! ignoring it would break a promise (a child process, a proxy, Consul, a backup), and a
+//! ignoring it would break a promise (a child process, a proxy, a backup), and a
 //! notice where nothing is promised. Any other key is an error with its line and the closest
-//! known key. Ours are `tls.*`, `data.durability` and `data.log-size`.
+//! known key. Ours are `tls.*`, `data.durability`, `data.log-size`, `lease.consul.fast-failover`
+//! and `lease.consul.ca`.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -14,7 +15,8 @@ use serde::de::IgnoredAny;
 use serde_saphyr::{Error, Spanned};
 
 use super::{
-    Config, ConfigError, LogFormat, expand, parse_duration, parse_listen_addr, parse_size,
+    Config, ConfigError, ConsulConfig, LogFormat, expand, parse_duration, parse_listen_addr,
+    parse_size,
 };
 use crate::tls::TlsFiles;
 
@@ -142,14 +144,12 @@ struct RawLease {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawConsul {
-    #[serde(rename = "url")]
-    _url: Option<IgnoredAny>,
-    #[serde(rename = "key")]
-    _key: Option<IgnoredAny>,
-    #[serde(rename = "ttl")]
-    _ttl: Option<IgnoredAny>,
-    #[serde(rename = "lock-delay")]
-    _lock_delay: Option<IgnoredAny>,
+    url: Option<Spanned<String>>,
+    key: Option<Spanned<String>>,
+    ttl: Option<Spanned<String>>,
+    lock_delay: Option<Spanned<String>>,
+    fast_failover: Option<bool>,
+    ca: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -225,12 +225,7 @@ impl Refusals {
             "tracing.path: the trace log is not available in this build: remove tracing.path; \
              log.debug: true logs more",
         );
-        let Some(lease) = &raw.lease else { return };
-        let consul = lease.kind.as_ref().filter(|kind| kind.value == "consul");
-        self.refuse(
-            consul,
-            "lease.type: consul is not supported yet: use a static lease (lease.type: static)",
-        );
+        let Some(lease) = raw.lease.as_ref().filter(|lease| lease.is_static()) else { return };
         let promote = lease.promote.as_ref().filter(|promote| promote.value);
         self.refuse(promote, "lease.promote: a static lease never moves: remove lease.promote");
     }
@@ -281,7 +276,7 @@ impl Raw {
     fn notices(&self) -> Vec<String> {
         let data = self.data.as_ref();
         let fuse = self.fuse.as_ref().filter(|f| filled_path(&f.dir).is_none());
-        let lease = self.lease.as_ref();
+        let lease = self.lease.as_ref().filter(|lease| lease.is_static());
         let notes = [
             (self.exit_on_error.is_some(), "exit-on-error: a failed start always exits"),
             (self.skip_sync.is_some(), "skip-sync: there is no program to start"),
@@ -340,17 +335,29 @@ impl RawFuse {
 }
 
 impl RawLease {
+    fn is_static(&self) -> bool {
+        self.kind.as_ref().is_some_and(|kind| kind.value == "static")
+    }
+
     fn apply(self, config: &mut Config) -> Result<(), ValueError> {
+        let lease = &mut config.lease;
         match &self.kind {
             Some(kind) if kind.value == "static" => {}
+            Some(kind) if kind.value == "consul" => {
+                let consul = self.consul.unwrap_or_default();
+                lease.consul = Some(consul.into_config(kind.referenced.line())?);
+            }
             Some(kind) => {
-                let message = format!("lease.type: {:?} is not static", kind.value);
+                let message = format!("lease.type: {:?} is neither static nor consul", kind.value);
                 return Err((kind.referenced.line(), message));
             }
-            None => return Err((1, "lease.type is missing: write lease.type: static".to_owned())),
+            None => {
+                let message = "lease.type is missing: write lease.type: static, or consul";
+                return Err((1, message.to_owned()));
+            }
         }
-        let lease = &mut config.lease;
         lease.candidate = self.candidate.unwrap_or(true);
+        lease.promote = self.promote.is_some_and(|promote| promote.value);
         lease.hostname = self.hostname.filter(|name| !name.is_empty());
         if let Some(url) = filled(&self.advertise_url) {
             lease.advertise_url = Some(value(url, |text| text.parse())?);
@@ -358,11 +365,32 @@ impl RawLease {
         if let Some(delay) = &self.reconnect_delay {
             lease.reconnect_delay = value(delay, parse_duration)?;
         }
-        check(&self.demote_delay, parse_duration)?;
+        if let Some(delay) = &self.demote_delay {
+            lease.demote_delay = value(delay, parse_duration)?;
+        }
         for name in &self.databases {
             lease.databases.push(value(name, DbName::new)?);
         }
         Ok(())
+    }
+}
+
+impl RawConsul {
+    /// `line` is that of `lease.type`.
+    fn into_config(self, line: u64) -> Result<ConsulConfig, ValueError> {
+        let missing = |key: &str| (line, format!("lease.type is consul, so {key} is needed"));
+        let url = filled(&self.url).ok_or_else(|| missing("lease.consul.url"))?;
+        let key = filled(&self.key).ok_or_else(|| missing("lease.consul.key"))?;
+        let mut config = ConsulConfig::new(value(url, |text| text.parse())?, &key.value);
+        if let Some(ttl) = &self.ttl {
+            config.ttl = value(ttl, parse_duration)?;
+        }
+        if let Some(delay) = &self.lock_delay {
+            config.lock_delay = value(delay, parse_duration)?;
+        }
+        config.fast_failover = self.fast_failover.unwrap_or(true);
+        config.ca = filled_path(&self.ca).cloned();
+        Ok(config)
     }
 }
 
@@ -530,6 +558,29 @@ tracing:
         assert_eq!(config.notices.len(), 8, "{:?}", config.notices);
     }
 
+    /// LiteFS's own example, with our keys added.
+    #[test]
+    fn a_lease_in_consul_is_read_with_litefss_defaults() {
+        let text = "lease:\n  type: \"consul\"\n  hostname: localhost\n  promote: true\n  \
+                    demote-delay: 3s\n  consul:\n    url: \"http://:t@127.0.0.1:8500/p\"\n    \
+                    key: \"litefs/primary\"\n";
+        let lease = config(text).unwrap().lease;
+        let consul = lease.consul.unwrap();
+        assert!(lease.candidate && lease.promote);
+        assert_eq!(lease.demote_delay, Duration::from_secs(3));
+        assert_eq!((consul.key.as_str(), consul.url.prefix()), ("litefs/primary", "p"));
+        assert_eq!((consul.ttl, consul.lock_delay.as_secs()), (Duration::from_secs(10), 1));
+        assert!(consul.fast_failover && consul.ca.is_none());
+
+        let more = "    ttl: 20s\n    lock-delay: 5s\n    fast-failover: false\n";
+        let consul = config(&format!("{text}{more}")).unwrap().lease.consul.unwrap();
+        assert_eq!((consul.ttl, consul.lock_delay.as_secs()), (Duration::from_secs(20), 5));
+        assert!(!consul.fast_failover);
+
+        let error = config(&format!("{text}    ttl: 5s\n")).unwrap_err();
+        assert!(error.contains("lease.consul.ttl") && error.contains("10s"), "{error}");
+    }
+
     #[test]
     fn without_a_directory_there_is_no_mount() {
         for text in ["", "fuse:\n  dir: \"\"\n  debug: true\n", "fuse:\n"] {
@@ -555,7 +606,6 @@ tracing:
             ("exec: \"myapp -x\"\n", 1, "exec"),
             ("exec:\n  - cmd: a\n    if-candidate: true\n", 2, "exec"),
             ("\nproxy:\n  target: localhost:1\n", 3, "proxy.target"),
-            ("lease:\n  type: consul\n", 2, "lease.type: consul is not supported yet"),
             ("lease:\n  type: static\n  promote: true\n", 3, "lease.promote"),
             ("backup:\n  type: file\n  path: /b\n", 2, "backup.type"),
             ("tracing:\n  path: /t\n", 2, "tracing.path"),
@@ -568,11 +618,11 @@ tracing:
     /// All of them at once, so that a LiteFS user edits the file once.
     #[test]
     fn every_refused_key_is_named_in_one_go() {
-        let error = config("exec: a\nproxy:\n  target: x\nlease:\n  type: consul\n").unwrap_err();
+        let error = config("exec: a\nproxy:\n  target: x\nbackup:\n  type: file\n").unwrap_err();
         let lines: Vec<&str> = error.lines().collect();
         assert_eq!(lines.len(), 3, "{error}");
         assert!(lines[0].starts_with("litefs.yml:1: exec"));
-        assert!(lines[2].starts_with("litefs.yml:5: lease.type"));
+        assert!(lines[2].starts_with("litefs.yml:5: backup.type"));
     }
 
     #[test]
@@ -600,6 +650,9 @@ tracing:
             ("http:\n  snapshot-timeout: soon\n", 2, "duration"),
             ("log:\n  format: xml\n", 2, "neither text nor json"),
             ("lease:\n  type: etcd\n", 2, "etcd"),
+            ("lease:\n  type: consul\n", 2, "lease.consul.url"),
+            ("lease:\n  type: consul\n  consul:\n    url: http://h\n", 2, "lease.consul.key"),
+            ("lease:\n  type: consul\n  consul:\n    url: h:1\n    key: k\n", 4, "http://"),
             ("lease:\n  candidate: true\n", 1, "lease.type is missing"),
             ("lease:\n  type: static\n  advertise-url: db1:20202\n", 3, "URL"),
             ("lease:\n  type: static\n  candidate: maybe\n", 3, "bool"),

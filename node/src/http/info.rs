@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use litefs_ltx::format_timestamp;
 use litefs_store::{Database, Diverged};
 use serde::{Deserialize, Serialize};
 
-use super::view::{NodeView, ReplicaStatus};
+use super::view::{LeaseStatus, NodeView, ReplicaStatus};
 
 /// The answer of `GET /info`; `litefs-node status` reads it back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Info {
     pub node_id: String,
     /// `primary`, `replica` (knows a primary) or `disconnected`.
     pub role: String,
+    /// What the lease says of this node's part.
+    #[serde(default)]
+    pub lease: LeaseInfo,
     /// Milliseconds behind the primary; absent before the first sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_ms: Option<u64>,
@@ -45,6 +49,26 @@ pub struct Info {
 pub struct PrimaryName {
     /// Empty if no primary is known.
     pub hostname: String,
+}
+
+/// The lease.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeaseInfo {
+    /// `static` or `consul`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `primary` or `replica`; with Consul also `starting`, `candidate`, `handing-over`,
+    /// `stepping-down` and `stopped`.
+    pub role: String,
+    /// Why it has that role, or does not get further.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The newest epoch known to this node.
+    pub epoch: u64,
+    /// How long a primary may still commit if Consul does not answer any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right_left_ms: Option<u64>,
 }
 
 /// A connected replica.
@@ -139,12 +163,29 @@ impl Info {
             primary: PrimaryName { hostname: role.primary_hostname.unwrap_or_default() },
             node_id: format!("{:016X}", store.node_id()),
             role: role_name.to_owned(),
-            lag_ms: view.lag().map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+            lease: view.lease().into(),
+            lag_ms: view.lag().map(millis),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             replicas: view.replicas().into_iter().map(ReplicaInfo::from).collect(),
             databases: databases(store.dir(), &store.databases()),
         }
     }
+}
+
+impl From<LeaseStatus> for LeaseInfo {
+    fn from(lease: LeaseStatus) -> Self {
+        Self {
+            kind: lease.kind.to_owned(),
+            role: lease.role.to_owned(),
+            reason: lease.reason,
+            epoch: lease.epoch,
+            right_left_ms: lease.right_left.map(millis),
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl From<ReplicaStatus> for ReplicaInfo {

@@ -1,4 +1,5 @@
-//! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/events` and `/metrics`.
+//! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/promote`, `/handoff`, `/events` and
+//! `/metrics`.
 //!
 //! Every response carries `Litefs-Id` and, once known, `Litefs-Cluster-Id`. The API has no
 //! authentication yet; so it is bound to loopback (see [`crate::Config::api_addr`]) unless
@@ -10,6 +11,7 @@
 
 mod events;
 mod info;
+mod lease;
 mod stall;
 mod transfer;
 mod view;
@@ -31,8 +33,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use info::{DatabaseInfo, DivergedInfo, Info, PrimaryName, ReplicaInfo};
-pub use view::{NodeView, ReplicaStatus, Role};
+pub use info::{DatabaseInfo, DivergedInfo, Info, LeaseInfo, PrimaryName, ReplicaInfo};
+pub use view::{LeaseStatus, NodeView, ReplicaStatus, Role, Wish};
 
 use self::events::EventHub;
 use self::stall::StallGuard;
@@ -145,6 +147,8 @@ fn router(api: Api) -> Router {
         .route("/info", get(get_info))
         .route("/export", get(transfer::export))
         .route("/import", post(transfer::import))
+        .route("/promote", post(lease::promote))
+        .route("/handoff", post(lease::hand_over))
         .route("/events", get(get_events))
         .route("/metrics", get(get_metrics))
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "404 page not found"))
@@ -207,7 +211,7 @@ async fn get_info(State(api): State<Api>) -> Result<Response, Failure> {
 }
 
 async fn get_events(State(api): State<Api>) -> Response {
-    let body = api.events.stream(api.view.role(), api.stop.clone());
+    let body = api.events.stream(api.view.role(), api.view.transitions(), api.stop.clone());
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 

@@ -10,6 +10,7 @@ use rusqlite::Connection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::lease::action::Transition;
 
 /// Longest wait for anything in these tests.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -43,6 +44,36 @@ impl NodeView for TestNode {
             addr,
             unacknowledged_transactions: 7,
         }]
+    }
+
+    fn lease(&self) -> LeaseStatus {
+        LeaseStatus { kind: "consul", right_left: Some(Duration::from_secs(2)), ..self.fixed() }
+    }
+
+    fn transitions(&self) -> Option<tokio::sync::broadcast::Receiver<Transition>> {
+        None
+    }
+
+    fn promote(&self) -> Wish {
+        self.answer(0)
+    }
+
+    fn hand_over(&self, node: u64) -> Wish {
+        self.answer(node)
+    }
+}
+
+impl TestNode {
+    fn fixed(&self) -> LeaseStatus {
+        LeaseStatus::fixed(self.role.borrow().is_primary, 3)
+    }
+
+    /// Says what was wanted, or grants it to node 7.
+    fn answer(&self, node: u64) -> Wish {
+        let (answer, wish) = Wish::new();
+        let result = if node == 7 { Ok(()) } else { Err(format!("not to {node:x}")) };
+        answer.send(result).unwrap();
+        wish
     }
 }
 
@@ -368,6 +399,24 @@ async fn events_begin_with_the_role_and_follow_commits_and_role_changes() {
     assert_eq!(change["data"], serde_json::json!({"isPrimary": false, "hostname": "n2"}));
     // A client that waits for events does not delay the end.
     tokio::time::timeout(LIMIT, f.server.shutdown()).await.unwrap();
+}
+
+/// LiteFS's status codes (http/server.go, handlePostPromote and handlePostHandoff).
+#[tokio::test]
+async fn the_role_is_moved_with_litefss_status_codes() {
+    let f = Fixture::start();
+    assert_eq!(f.text("POST", "/promote").await, (200, String::new()), "it is primary already");
+    f.node.role.send_replace(Role::default());
+    let (status, text) = f.text("POST", "/promote").await;
+    assert_eq!((status, text.as_str()), (500, "not to 0\n"));
+    assert_eq!(f.text("GET", "/promote").await.0, 405);
+    for bad in ["", "?nodeID=", "?nodeID=xyz", "?nodeID=+7", "?nodeID=11112222333344445"] {
+        let (status, text) = f.text("POST", &format!("/handoff{bad}")).await;
+        assert!(status == 400 && text.contains("nodeID"), "{bad}: {status} {text}");
+    }
+    assert_eq!(f.text("POST", "/handoff?nodeID=0000000000000007").await.0, 200);
+    let (status, text) = f.text("POST", "/handoff?nodeID=AB").await;
+    assert_eq!((status, text.as_str()), (500, "not to ab\n"));
 }
 
 #[tokio::test]

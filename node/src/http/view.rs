@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use litefs_store::Store;
-use tokio::sync::watch;
+use prometheus_client::metrics::histogram::Histogram;
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::lease::action::Transition;
 
 /// A node, as the HTTP API and the metrics see it. Every method answers at once.
 pub trait NodeView: Send + Sync + 'static {
@@ -19,6 +22,76 @@ pub trait NodeView: Send + Sync + 'static {
     fn lag(&self) -> Option<Duration>;
     /// The replicas connected to this node, in any order.
     fn replicas(&self) -> Vec<ReplicaStatus>;
+    /// What the lease says of its part.
+    fn lease(&self) -> LeaseStatus;
+    /// Changes of its role from now on; `None` if there will be none.
+    fn transitions(&self) -> Option<broadcast::Receiver<Transition>>;
+    /// Asks that it become the primary.
+    fn promote(&self) -> Wish;
+    /// Asks that it hand the role of the primary over to another node.
+    fn hand_over(&self, node: u64) -> Wish;
+}
+
+/// What the lease says of this node's part.
+#[derive(Debug, Clone)]
+pub struct LeaseStatus {
+    /// `static` or `consul`.
+    pub kind: &'static str,
+    /// The role, one word.
+    pub role: &'static str,
+    /// Why it has that role, or does not get further; may be empty.
+    pub reason: String,
+    /// The newest epoch known to this node.
+    pub epoch: u64,
+    /// Changes of role, or of its reason, since the start.
+    pub transitions: u64,
+    /// How long this node may still commit if it hears nothing more; `None`: without end.
+    pub right_left: Option<Duration>,
+    /// How long it took to extend that right, in seconds.
+    pub beats: Option<Histogram>,
+}
+
+impl LeaseStatus {
+    /// A static lease.
+    pub fn fixed(is_primary: bool, epoch: u64) -> Self {
+        Self {
+            kind: "static",
+            role: if is_primary { "primary" } else { "replica" },
+            reason: String::new(),
+            epoch,
+            transitions: 0,
+            right_left: None,
+            beats: None,
+        }
+    }
+}
+
+/// What came of a wish that the role of the primary should move; known later.
+#[derive(Debug)]
+pub struct Wish(oneshot::Receiver<Result<(), String>>);
+
+impl Wish {
+    /// A wish, and where its answer goes.
+    pub fn new() -> (oneshot::Sender<Result<(), String>>, Self) {
+        let (answer, answered) = oneshot::channel();
+        (answer, Self(answered))
+    }
+
+    /// One that cannot be granted.
+    pub fn of_static_lease() -> Self {
+        let (answer, wish) = Self::new();
+        // The receiver is here.
+        let _ = answer.send(Err("the lease is static: it never moves (lease.type)".to_owned()));
+        wish
+    }
+
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// Why the role does not move.
+    pub async fn answer(self) -> Result<(), String> {
+        self.0.await.unwrap_or_else(|_| Err("the node is shutting down".to_owned()))
+    }
 }
 
 /// Who is primary.

@@ -9,6 +9,11 @@
 //! highest epoch that it has seen, so that it may restart at will; an assignment at run time
 //! begins a new epoch.
 
+pub mod action;
+pub mod consul;
+pub mod election;
+pub mod view;
+
 use tokio::sync::watch;
 
 use crate::config::Endpoint;

@@ -25,8 +25,21 @@ use crate::tls::{self, TlsMode};
 /// Offers in one message when joining.
 const OFFER_BATCH: usize = 200;
 
-/// Called with who welcomed us, and with nobody when that has ended.
-pub type Linked = Box<dyn Fn(Option<&Welcome>) + Send + Sync>;
+/// What becomes of the connection to the primary.
+#[derive(Debug)]
+pub enum LinkEvent<'a> {
+    /// It welcomed us.
+    Up(&'a Welcome),
+    /// Everything of it has arrived.
+    InSync(&'a Welcome),
+    /// It does not hand its role over, for this reason.
+    NoTakeOver(&'a str),
+    /// The connection on which it had welcomed us, or was about to, is over; not by our own wish.
+    Down,
+}
+
+/// Told what becomes of the connection.
+pub type Listener = Box<dyn Fn(LinkEvent<'_>) + Send + Sync>;
 
 /// What a follower needs to know.
 pub struct Follow {
@@ -40,8 +53,8 @@ pub struct Follow {
     pub target: config::Endpoint,
     /// The databases to keep; empty: all.
     pub filter: Vec<DbName>,
-    /// Told who welcomed us, and when that ends.
-    pub linked: Linked,
+    /// Told what becomes of the connection.
+    pub listener: Listener,
 }
 
 /// A running follower.
@@ -49,6 +62,7 @@ pub struct Follower {
     upstream: Arc<Mutex<Upstream>>,
     epoch_start: Instant,
     failure: Arc<Mutex<Option<String>>>,
+    wake: Arc<Notify>,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -60,17 +74,18 @@ impl Follower {
         let (stop, stopped) = watch::channel(false);
         let epoch_start = Instant::now();
         let failure: Arc<Mutex<Option<String>>> = Arc::default();
+        let wake = Arc::new(Notify::new());
         let driver = Driver {
             follow,
             upstream: upstream.clone(),
-            wake: Arc::new(Notify::new()),
+            wake: wake.clone(),
             limits: Limits::default(),
             epoch_start,
             stopped,
             failure: failure.clone(),
         };
         let task = tokio::spawn(driver.run());
-        Self { upstream, epoch_start, failure, stop, task }
+        Self { upstream, epoch_start, failure, wake, stop, task }
     }
 
     /// How long ago this node last had everything; `None` if it never had.
@@ -86,6 +101,13 @@ impl Follower {
     /// Why there is no connection to the primary; `None` while there is one, or was not tried yet.
     pub fn failure(&self) -> Option<String> {
         self.failure.lock().clone()
+    }
+
+    /// Asks the primary to hand its role over to this node; false if there is no connection to it.
+    pub fn ask_take_over(&self) -> bool {
+        let is_asked = self.upstream.lock().handle_take_over();
+        self.wake.notify_one();
+        is_asked
     }
 
     /// Disconnects. When it returns, nothing of the primary is being applied any more.
@@ -157,7 +179,9 @@ impl Driver {
             }
         };
         let end = self.follow_connection(&connection, streams).await;
-        (self.follow.linked)(None);
+        if !*self.stopped.borrow() {
+            (self.follow.listener)(LinkEvent::Down);
+        }
         let (reason, text) = match end {
             End::Close(close) => (Some(close.reason), close.text),
             End::Lost(error) => explain(&error),
@@ -392,6 +416,10 @@ impl Link<'_> {
                 self.tasks.spawn(rewind.run(db, to));
             }
             Action::NoteInSync(primary) => self.note_in_sync(&primary),
+            Action::Sync => self.sync(),
+            Action::NoTakeOver(why) => {
+                (self.driver.follow.listener)(LinkEvent::NoTakeOver(&why));
+            }
             Action::WarnUnknown(db) => tracing::warn!(
                 %db,
                 "the primary has no database of this name: it is kept here as it is and not \
@@ -420,6 +448,24 @@ impl Link<'_> {
         if let Err(error) = noted {
             tracing::warn!("cannot remember that this node is in sync: {error}");
         }
+        (self.driver.follow.listener)(LinkEvent::InSync(primary));
+    }
+
+    /// Puts all databases on disk, at once rather than in the background.
+    fn sync(&mut self) {
+        let (store, upstream) = (self.driver.follow.store.clone(), self.driver.upstream.clone());
+        let wake = self.driver.wake.clone();
+        self.tasks.spawn(async move {
+            let syncing = tokio::task::spawn_blocking(move || {
+                let all = Store::databases(&store).into_iter();
+                // A failure poisons the database, and shows in its position on disk.
+                all.inspect(|db| drop(db.sync())).map(|db| db.name().clone()).collect::<Vec<_>>()
+            });
+            if let Ok(synced) = syncing.await {
+                upstream.lock().handle_synced(synced);
+                wake.notify_one();
+            }
+        });
     }
 
     fn join(&mut self, welcome: &Welcome) -> Result<(), End> {
@@ -438,7 +484,7 @@ impl Link<'_> {
         let (hostname, node, epoch) = (&welcome.hostname, welcome.node, welcome.epoch);
         tracing::info!("following primary {hostname} (node {node:016x}), epoch {epoch}");
         *self.driver.failure.lock() = None;
-        (self.driver.follow.linked)(Some(welcome));
+        (self.driver.follow.listener)(LinkEvent::Up(welcome));
         let filter = &self.driver.follow.filter;
         if !filter.is_empty() {
             self.control.push_to_primary(&FromReplica::Filter(filter.clone()));

@@ -177,6 +177,7 @@ pub struct Peer {
     /// At most one open question for a database.
     questions: BTreeMap<DbName, FromPrimary>,
     stalled: HashSet<DbName>,
+    wants_role: bool,
     lag: Lag,
     heard: Duration,
     heartbeat_due: Duration,
@@ -203,6 +204,7 @@ impl Peer {
             welcome: None,
             questions: BTreeMap::new(),
             stalled: HashSet::new(),
+            wants_role: false,
             lag: Lag::default(),
             heard: now,
             heartbeat_due: now,
@@ -255,6 +257,7 @@ impl Peer {
                 acks.iter().for_each(|ack| self.handle_ack(now, ack));
             }
             (Stage::Offering | Stage::Live, FromReplica::Heartbeat { .. }) => (),
+            (Stage::Live, FromReplica::TakeOver) => self.wants_role = true,
             _ => self.refuse(Reason::BadProtocol, "a message out of order"),
         }
         if self.dbs.len() + self.filter.len() > MAX_DATABASES {
@@ -380,6 +383,11 @@ impl Peer {
             return self.recycle_stream().map(Work::Finish);
         }
         self.begin(&db)
+    }
+
+    /// True, once, if the replica has asked for the role.
+    pub fn poll_take_over(&mut self) -> bool {
+        std::mem::take(&mut self.wants_role)
     }
 
     /// When to call [`Peer::handle_timeout`] and [`Peer::poll_message`] at the latest.

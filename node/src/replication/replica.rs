@@ -62,6 +62,10 @@ pub enum Action {
     WarnUnknown(DbName),
     /// Remember that everything of this primary has arrived.
     NoteInSync(Welcome),
+    /// Put everything on disk, then [`Upstream::handle_synced`].
+    Sync,
+    /// The primary does not hand its role over, for this reason.
+    NoTakeOver(String),
 }
 
 /// Decides whether all content must be preserved before a snapshot record replaces it: `base` is
@@ -113,6 +117,9 @@ pub struct Upstream {
     unknown: HashSet<DbName>,
     was_in_sync: bool,
     in_sync_due: bool,
+    sync_due: bool,
+    take_over_due: bool,
+    no_take_over: Option<String>,
     /// Databases whose position moved since the last acknowledgement.
     moved: BTreeSet<DbName>,
     /// Databases acknowledged as applied, but not yet as being on disk.
@@ -145,6 +152,9 @@ impl Upstream {
             unknown: HashSet::new(),
             was_in_sync: false,
             in_sync_due: false,
+            sync_due: false,
+            take_over_due: false,
+            no_take_over: None,
             moved: BTreeSet::new(),
             unsynced: HashSet::new(),
             reoffers: BTreeMap::new(),
@@ -210,6 +220,9 @@ impl Upstream {
         self.unknown.clear();
         self.was_in_sync = false;
         self.in_sync_due = false;
+        self.sync_due = false;
+        self.take_over_due = false;
+        self.no_take_over = None;
         self.moved.clear();
         self.unsynced.clear();
         self.reoffers.clear();
@@ -245,6 +258,8 @@ impl Upstream {
                     self.note_lag(now, Duration::from_millis(lag_ms));
                 }
             }
+            (Link::Live { .. }, FromPrimary::Sync) => self.sync_due = true,
+            (Link::Live { .. }, FromPrimary::NoTakeOver(why)) => self.no_take_over = Some(why),
             (_, FromPrimary::Goodbye(close)) => self.handle_end(close),
             _ => self.refuse(Reason::BadProtocol, "a message out of order"),
         }
@@ -314,6 +329,18 @@ impl Upstream {
         self.note_reoffer(db, due, snapshot);
     }
 
+    /// These databases are on disk, as far as they had been applied: acknowledge that.
+    pub fn handle_synced(&mut self, dbs: impl IntoIterator<Item = DbName>) {
+        self.moved.extend(dbs);
+    }
+
+    /// Asks the primary to hand its role over; [`Action::NoTakeOver`] if it does not. False if
+    /// there is no primary to ask.
+    pub fn handle_take_over(&mut self) -> bool {
+        self.take_over_due = matches!(self.link, Link::Live { .. });
+        self.take_over_due
+    }
+
     /// The connection must end: the primary says so, broke the protocol, or sent a record that
     /// failed its verification.
     pub fn handle_end(&mut self, close: Close) {
@@ -352,6 +379,12 @@ impl Upstream {
         if std::mem::take(&mut self.in_sync_due) {
             return self.welcome.clone().map(Action::NoteInSync);
         }
+        if std::mem::take(&mut self.sync_due) {
+            return Some(Action::Sync);
+        }
+        if let Some(why) = self.no_take_over.take() {
+            return Some(Action::NoTakeOver(why));
+        }
         self.questions.pop_first().map(|(_, action)| action)
     }
 
@@ -372,6 +405,9 @@ impl Upstream {
         }
         if !matches!(self.link, Link::Live { .. }) {
             return None;
+        }
+        if std::mem::take(&mut self.take_over_due) {
+            return Some(FromReplica::TakeOver);
         }
         let offers = self.due_offers(now, local);
         if !offers.is_empty() {

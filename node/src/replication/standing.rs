@@ -13,7 +13,11 @@
 //!   and either the newest record in the database's log names another node as its author, or the
 //!   database is at the position that the file has for it (imports and snapshots name no author).
 //!
-//! Whenever something is missing or unreadable, the answer is no.
+//! Beside it, the file `term` has the epoch in which this node last was in sync with the primary,
+//! or was primary itself: a node that was left behind in an older one does not become primary while
+//! another knows more.
+//!
+//! Whenever something is missing or unreadable, the answer is no, and the epoch 0.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -26,6 +30,7 @@ use litefs_store::{Database, DbName, Pos, Store};
 use super::wire::Welcome;
 
 const NAME: &str = "following";
+const TERM: &str = "term";
 
 /// The file `following`.
 pub struct Standing {
@@ -44,12 +49,19 @@ impl Standing {
     /// Everything of this primary has arrived: these databases are its own, where they are.
     ///
     /// # Errors
-    /// The file could not be written: content counts as this node's own.
+    /// A file could not be written: content counts as this node's own, or as older than it is.
     pub fn note_in_sync(&self, primary: &Welcome, received: &Received) -> io::Result<()> {
         let new = self.dir.join(format!("{NAME}.new"));
         let lines = received.iter().map(|(db, pos)| line(db, *pos));
         fs::write(&new, header(primary) + &lines.collect::<String>())?;
-        fs::rename(new, self.dir.join(NAME))
+        fs::rename(new, self.dir.join(NAME))?;
+        self.note_term(primary.epoch)
+    }
+
+    /// The epoch in which this node last was in sync with the primary, or was primary; 0 if never.
+    pub fn term(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.join(TERM)).unwrap_or_default();
+        text.trim_end().parse().unwrap_or(0)
     }
 
     /// A snapshot of the primary that the file names was installed.
@@ -65,16 +77,26 @@ impl Standing {
         }
     }
 
-    /// From now on this node may commit by itself.
+    /// From now on this node may commit by itself, in this epoch.
     ///
     /// # Errors
     /// The file may still be there: this node must not commit.
-    pub fn note_own_commits(&self) -> io::Result<()> {
+    pub fn note_own_commits(&self, epoch: u64) -> io::Result<()> {
+        self.note_term(epoch)?;
         match fs::remove_file(self.dir.join(NAME)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
             Ok(()) => File::open(&self.dir)?.sync_all(),
         }
+    }
+
+    fn note_term(&self, epoch: u64) -> io::Result<()> {
+        let new = self.dir.join(format!("{TERM}.new"));
+        let mut file = File::create(&new)?;
+        writeln!(file, "{epoch}")?;
+        file.sync_all()?;
+        fs::rename(new, self.dir.join(TERM))?;
+        File::open(&self.dir)?.sync_all()
     }
 
     /// What came from this primary, in this epoch; `None` if this node never had everything of it,
@@ -151,11 +173,14 @@ mod tests {
         let follows = |node, epoch| standing.received_of(&primary(node, epoch)).is_some();
         let none = Received::new();
         assert!(!follows(1, 1));
-        standing.note_own_commits().unwrap();
+        assert_eq!(standing.term(), 0);
+        standing.note_own_commits(3).unwrap();
+        assert_eq!(standing.term(), 3);
         standing.note_in_sync(&primary(1, 1), &none).unwrap();
+        assert_eq!(standing.term(), 1);
         assert!(follows(1, 1));
         assert!(!follows(2, 1) && !follows(1, 2) && !follows(1, 11));
-        standing.note_own_commits().unwrap();
+        standing.note_own_commits(1).unwrap();
         assert!(!follows(1, 1));
         standing.note_received(&name("a"), Pos::ZERO).unwrap();
         assert!(!follows(1, 1), "a snapshot alone says nothing of the rest");

@@ -11,6 +11,7 @@ use super::install::Installation;
 use super::overlay::{LOCAL_LIMIT, Overlay};
 use super::published::StateAt;
 use super::token::HeldToken;
+use super::writer::Passed;
 use crate::header::{self, HEADER_LEN};
 use crate::{Durability, Error, Result};
 
@@ -21,14 +22,14 @@ const SCHEMA_COOKIE: std::ops::Range<usize> = 40..44;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Db {
-    fn hold_token(&self) -> Result<HeldToken<'_>> {
+    /// Takes the right to write, and passes the write gate.
+    fn hold_token(self: &Arc<Self>) -> Result<(Passed, HeldToken<'_>)> {
         self.shared.gate.check(&self.name)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(held) = self.token.try_hold() {
                 // Again: waiting may have taken longer than the right to write lasted.
-                self.shared.gate.check(&self.name)?;
-                return Ok(held);
+                return Ok((Passed::enter(self)?, held));
             }
             if Instant::now() >= deadline {
                 return Err(Error::Busy { db: self.name.clone() });

@@ -22,7 +22,36 @@ pub struct Writer {
     /// The position that the transaction continues.
     began: Pos,
     overlay: Option<Overlay>,
-    prepared: Option<(Appended, Durability)>,
+    prepared: Option<Prepared>,
+}
+
+/// A record at the end of the log that nobody has seen yet.
+#[derive(Debug)]
+struct Prepared {
+    appended: Appended,
+    durability: Durability,
+    _passed: Passed,
+}
+
+/// A commit that is past the write gate, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Passed(Arc<Db>);
+
+impl Passed {
+    /// Waits while the gate is held.
+    ///
+    /// # Errors
+    /// `ReadOnly` unless a commit is allowed now.
+    pub(crate) fn enter(db: &Arc<Db>) -> Result<Self> {
+        db.shared.gate.enter(&db.name)?;
+        Ok(Self(db.clone()))
+    }
+}
+
+impl Drop for Passed {
+    fn drop(&mut self) {
+        self.0.shared.gate.leave();
+    }
 }
 
 impl Writer {
@@ -121,7 +150,8 @@ impl Writer {
     /// one that [`sync`](Self::sync) is to sync may be on disk at once.
     /// Pages whose content did not change are left out; if nothing changed there is no record.
     /// With `elide_counters`, page 1 is left out too if only its bytes 24..28 and 92..100 differ.
-    /// If it was prepared before, that record is taken back first.
+    /// If it was prepared before, that record is taken back first. Waits while the write gate is
+    /// held.
     ///
     /// # Errors
     /// `ReadOnly`, `Full`, `Io`: the log is as before, or the database is read-only from now on,
@@ -136,12 +166,12 @@ impl Writer {
         let durability = durability.max(self.db.shared.options.durability);
         let Some(draft) = self.plan(commit, elide_counters)? else { return Ok(()) };
         self.db.check_well()?;
-        self.db.shared.gate.check(&self.db.name)?;
+        let passed = Passed::enter(&self.db)?;
         self.begin_commit()?;
         let overlay = self.overlay.as_ref().expect("BUG: a plan is made of an overlay");
         let appended = self.db.append(draft, overlay, durability);
         let appended = appended.inspect_err(|_| self.db.token.end_commit(self.token))?;
-        self.prepared = Some((appended, durability));
+        self.prepared = Some(Prepared { appended, durability, _passed: passed });
         Ok(())
     }
 
@@ -165,7 +195,7 @@ impl Writer {
     /// `Io`: the database is read-only from now on, and the caller rolls back. `ReadOnly` if the
     /// right to commit ended meanwhile.
     pub fn sync(&mut self) -> Result<()> {
-        if matches!(self.prepared, Some((_, Durability::Full))) {
+        if matches!(self.prepared, Some(Prepared { durability: Durability::Full, .. })) {
             self.db.sync_log()?;
         }
         match self.prepared {
@@ -180,7 +210,7 @@ impl Writer {
     pub fn publish(&mut self) -> Pos {
         let overlay = self.overlay.take();
         match (self.prepared.take(), overlay) {
-            (Some((appended, durability)), Some(overlay)) => {
+            (Some(Prepared { appended, durability, _passed }), Some(overlay)) => {
                 let pos = self.db.publish(&self.content, appended, overlay, durability);
                 self.db.token.end_commit(self.token);
                 self.began = pos;
@@ -198,7 +228,7 @@ impl Writer {
 
     /// Takes a prepared record off the log again; the written pages stay, for another attempt.
     pub fn take_back(&mut self) {
-        if let Some((appended, _)) = self.prepared.take() {
+        if let Some(Prepared { appended, _passed, .. }) = self.prepared.take() {
             self.db.take_back(&appended);
             self.db.token.end_commit(self.token);
         }

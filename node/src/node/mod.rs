@@ -2,35 +2,38 @@
 //!
 //! One task, the *conductor*, changes the node's role, one change at a time: a node that becomes a
 //! replica closes its write gate first and then follows; a node that becomes primary has stopped
-//! following before it opens the gate.
+//! following before it opens the gate. With Consul, the *elector* decides and moves the gate.
+
+mod conductor;
+mod elector;
+mod shared;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use litefs_fuse::MountOptions;
 use litefs_store::{Database, DbName, Options, Pos, Store};
 use litefs_vfs::rusqlite::Connection;
 use parking_lot::Mutex;
-use quinn::{Endpoint, Incoming, VarInt};
+use quinn::Endpoint;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
 
-use crate::config::{self, Config, ConfigError};
-use crate::http::{self, NodeView, ReplicaStatus, Role};
-use crate::lease::{Assignment, Primary, StaticLease};
-use crate::replication::follow::{Follow, Follower};
-use crate::replication::primary::Identity;
-use crate::replication::serve::{ConnectedReplica, GOODBYE_TIMEOUT, Term, close_connection};
-use crate::replication::standing::Standing;
-use crate::replication::wire::{Close, Reason};
-use crate::replication::{GREETING_TIMEOUT, printable};
+use self::conductor::{Commands, Conductor, replica_reason};
+use self::elector::{Inbox, Lease, Order};
+use self::shared::{Part, Shared};
+use crate::config::{Config, ConfigError};
+use crate::http::{self, NodeView, Role, Wish};
+use crate::lease::consul::{ConsulLease, Face};
+use crate::lease::{Primary, StaticLease};
+use crate::replication::serve::ConnectedReplica;
 use crate::sockets::Sockets;
-use crate::tls::{self, PeerIdentity, TlsError, TlsMode};
+use crate::tls::{self, TlsError, TlsMode};
 
 /// Connections from other nodes at once.
 const CONNECTIONS_MAX: usize = 256;
@@ -74,6 +77,9 @@ pub enum NodeError {
         /// The position waited for.
         wanted: Pos,
     },
+    /// The role is not changed, for this reason.
+    #[error("the role of the primary stays where it is: {0}")]
+    Refused(String),
     /// The node has been shut down.
     #[error("the node has been shut down")]
     Stopped,
@@ -82,7 +88,8 @@ pub enum NodeError {
 /// A running node. Dropping it shuts it down.
 pub struct Node {
     shared: Arc<Shared>,
-    lease: StaticLease,
+    /// `None` if Consul decides.
+    assignments: Option<StaticLease>,
     assigning: Mutex<()>,
     runtime: Mutex<Option<Running>>,
 }
@@ -99,26 +106,6 @@ impl fmt::Debug for Node {
     }
 }
 
-/// What the node's tasks share.
-struct Shared {
-    store: Store,
-    config: Config,
-    tls: Arc<TlsMode>,
-    endpoint: Endpoint,
-    addr: SocketAddr,
-    role: watch::Sender<Role>,
-    part: Mutex<Part>,
-    /// How many changes of role are done, and how the last one went.
-    changes: watch::Sender<(u64, Result<(), String>)>,
-}
-
-/// The node's present part, with what it needs for it.
-enum Part {
-    None,
-    Primary(Arc<Term>),
-    Replica(Follower),
-}
-
 impl Node {
     /// Opens the data directory, listens, and takes up the configured role. Blocks until that is
     /// done, but not until a primary was reached.
@@ -130,11 +117,11 @@ impl Node {
         let tls = Arc::new(TlsMode::load(&config)?);
         let (server, client) = (tls::quic_server_config(&tls)?, tls::quic_client_config(&tls)?);
         let store = Store::open_with(&config.data.dir, store_options(&config))?;
-        let primary = configured_primary(&config);
-        if let Primary::At(url) = &primary {
-            store.gate().close(&replica_reason(url));
+        if let Some(reason) = closed_at_first(&config) {
+            store.gate().close(&reason);
         }
         let sockets = Sockets::bind(&config)?;
+        let (who, lease) = Decider::of(&config, &store, sockets.addr)?;
         let runtime = runtime()?;
         let endpoint = {
             let _inside = runtime.enter();
@@ -144,7 +131,6 @@ impl Node {
             endpoint.set_default_client_config(client);
             endpoint
         };
-        let lease = StaticLease::new(primary, store.epoch());
         let shared = Arc::new(Shared {
             store,
             config,
@@ -154,13 +140,14 @@ impl Node {
             role: watch::Sender::default(),
             part: Mutex::new(Part::None),
             changes: watch::Sender::new((0, Ok(()))),
+            lease,
         });
-        Self::run(shared, lease, runtime, sockets.api)
+        Self::run(shared, who, runtime, sockets.api)
     }
 
     fn run(
         shared: Arc<Shared>,
-        lease: StaticLease,
+        who: Decider,
         runtime: Runtime,
         api: std::net::TcpListener,
     ) -> Result<Self, NodeError> {
@@ -170,8 +157,16 @@ impl Node {
         };
         let stop = Arc::new(Notify::new());
         let (end, ended) = mpsc::channel();
-        let conductor =
-            Conductor { shared: shared.clone(), lease: lease.watch(), stop: stop.clone(), server };
+        let (commands, assignments) = match who {
+            Decider::Config(lease) => (Commands::Static(lease.watch()), Some(lease)),
+            Decider::Consul { inbox, orders } => {
+                if let Some(lease) = &shared.lease {
+                    lease.start(shared.clone(), *inbox)?;
+                }
+                (Commands::Elected(orders), None)
+            }
+        };
+        let conductor = Conductor { shared: shared.clone(), commands, stop: stop.clone(), server };
         runtime.spawn(async move {
             conductor.run().await;
             // Fails only if nobody waits for it.
@@ -179,8 +174,10 @@ impl Node {
         });
         let running = Running { runtime, stop, ended };
         let runtime = Mutex::new(Some(running));
-        let node = Self { shared, lease, assigning: Mutex::new(()), runtime };
-        node.wait_for_change(1)?;
+        let node = Self { shared, assignments, assigning: Mutex::new(()), runtime };
+        if node.assignments.is_some() {
+            node.wait_for_change(1)?;
+        }
         Ok(node)
     }
 
@@ -284,15 +281,50 @@ impl Node {
     /// everything, then tell the new one, then the old one.
     ///
     /// # Errors
-    /// The new epoch could not be written: the node then is neither.
+    /// The new epoch could not be written: the node then is neither. `Refused` if Consul decides.
     pub fn assign_primary(&self, primary: Primary) -> Result<(), NodeError> {
+        let Some(lease) = &self.assignments else {
+            let text = "Consul decides who is primary: use promote".to_owned();
+            return Err(NodeError::Refused(text));
+        };
         // One assignment at a time, so that each waits for its own change.
         let _alone = self.assigning.lock();
         let before = self.shared.changes.borrow().0;
-        if self.lease.assign(primary, self.shared.store.epoch()) {
+        if lease.assign(primary, self.shared.store.epoch()) {
             self.wait_for_change(before + 1)?;
         }
         Ok(())
+    }
+
+    /// Makes this node the primary: asks the present one to hand the role over, and blocks until
+    /// it has. No commit is lost; writers wait meanwhile.
+    ///
+    /// # Errors
+    /// `Refused`: why not, or what is in the way. With a static lease, always, unless this node is
+    /// the primary.
+    pub fn promote(&self) -> Result<(), NodeError> {
+        if self.is_primary() {
+            return Ok(());
+        }
+        self.wait_for_wish(self.shared.promote())
+    }
+
+    /// Gives the role of the primary to the best replica, or to nobody; this node does not take it
+    /// again for `lease.demote-delay`. Blocks until that is done.
+    ///
+    /// # Errors
+    /// `Refused`: it is not the primary, or the lease is static.
+    pub fn demote(&self) -> Result<(), NodeError> {
+        let lease = self.shared.lease.as_ref();
+        self.wait_for_wish(lease.map_or_else(Wish::of_static_lease, Lease::demote))
+    }
+
+    /// Gives the lease back for good, to the best replica if there is one; before a node that shows
+    /// a mount is shut down, so that nobody writes in between. Does nothing with a static lease.
+    pub fn resign(&self) {
+        if let Some(lease) = &self.shared.lease {
+            lease.stop();
+        }
     }
 
     /// Disconnects, folds the databases and lets go of the data directory. Doing it again does
@@ -302,6 +334,7 @@ impl Node {
     /// The store's, from folding: the data directory is whole in any case.
     pub fn shutdown(&self) -> Result<(), NodeError> {
         let Some(running) = self.runtime.lock().take() else { return Ok(()) };
+        self.resign();
         self.shared.store.gate().close("this node is shutting down");
         running.stop.notify_one();
         // It fails if the conductor panicked; the rest is shut down all the same.
@@ -341,20 +374,34 @@ impl Node {
     /// Blocks until the conductor has done that many changes of role.
     fn wait_for_change(&self, count: u64) -> Result<(), NodeError> {
         let mut changes = self.shared.changes.subscribe();
+        let change = self.block_on(async move {
+            let done = changes.wait_for(|(done, _)| *done >= count).await;
+            done.map(|done| done.1.clone())
+        })?;
+        match change {
+            Ok(result) => result.map_err(|text| io::Error::other(text).into()),
+            Err(_) => Err(NodeError::Stopped),
+        }
+    }
+
+    fn wait_for_wish(&self, wish: Wish) -> Result<(), NodeError> {
+        self.block_on(wish.answer())?.map_err(NodeError::Refused)
+    }
+
+    /// Blocks, also within another runtime, until something on the node's runtime is done.
+    fn block_on<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, NodeError> {
         let (sender, receiver) = mpsc::channel();
         let spawned = self.runtime.lock().as_ref().map(|running| {
             running.runtime.spawn(async move {
-                let done = changes.wait_for(|(done, _)| *done >= count).await;
                 // Fails only if nobody waits any more.
-                let _ = sender.send(done.map(|done| done.1.clone()));
+                let _ = sender.send(work.await);
             })
         });
         spawned.ok_or(NodeError::Stopped)?;
-        match receiver.recv() {
-            Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(text))) => Err(io::Error::other(text).into()),
-            _ => Err(NodeError::Stopped),
-        }
+        receiver.recv().map_err(|_| NodeError::Stopped)
     }
 }
 
@@ -366,239 +413,48 @@ impl Drop for Node {
     }
 }
 
-impl Shared {
-    fn connected(&self) -> Vec<ConnectedReplica> {
-        let term = match &*self.part.lock() {
-            Part::Primary(term) => term.clone(),
-            _ => return Vec::new(),
-        };
-        term.replicas()
-    }
+/// Who decides which node is primary.
+enum Decider {
+    Config(StaticLease),
+    Consul { inbox: Box<Inbox>, orders: UnboundedReceiver<Order> },
+}
 
-    fn primary_wall_ms(&self) -> Option<i64> {
-        match &*self.part.lock() {
-            Part::Replica(follower) => follower.primary_wall_ms(),
-            _ => None,
+impl Decider {
+    /// As configured, with the lease's handle if it is Consul.
+    fn of(
+        config: &Config,
+        store: &Store,
+        addr: SocketAddr,
+    ) -> Result<(Self, Option<Lease>), NodeError> {
+        let Some(consul) = &config.lease.consul else {
+            let lease = StaticLease::new(configured_primary(config), store.epoch());
+            return Ok((Self::Config(lease), None));
+        };
+        if consul.url.exposes_token() {
+            tracing::warn!(
+                "lease.consul.url: the token for Consul crosses the network unencrypted; use https"
+            );
         }
-    }
-
-    fn own_url(&self) -> config::Endpoint {
-        let configured = self.config.lease.advertise_url.clone();
-        configured.filter(|_| self.config.lease.candidate).unwrap_or_else(|| self.addr.into())
-    }
-
-    /// Serves a connection from another node, if this node is the primary.
-    async fn serve(self: Arc<Self>, incoming: Incoming) {
-        let addr = incoming.remote_address();
-        let handshake = async { incoming.accept()?.await };
-        let connection = match tokio::time::timeout(GREETING_TIMEOUT, handshake).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => {
-                let text = printable(&error.to_string());
-                return tracing::warn!("refused a connection from {addr}: {text}");
-            }
-            Err(_) => return tracing::warn!("{addr} did not finish its handshake"),
+        let face = Face {
+            node: store.node_id(),
+            hostname: config.primary_hostname(),
+            advertise_url: config.own_url(addr).to_string(),
         };
-        let certified = match self.tls.check_peer(&connection) {
-            Ok(PeerIdentity::Certified(name)) => Some(name.node),
-            Ok(PeerIdentity::Anonymous) => None,
-            Err(error) => {
-                let close = Close::new(Reason::Identity, error.to_string());
-                return close_connection(&connection, &close);
-            }
-        };
-        let term = match &*self.part.lock() {
-            Part::Primary(term) => Some(term.clone()),
-            _ => None,
-        };
-        match term {
-            Some(term) => term.serve(connection, certified).await,
-            None => close_connection(&connection, &self.not_primary()),
-        }
-    }
-
-    fn not_primary(&self) -> Close {
-        let role = self.role.borrow();
-        let text = match &role.primary_url {
-            Some(url) => format!("{} is not the primary; the primary is {url}", self.addr),
-            None => format!("{} is not the primary", self.addr),
-        };
-        Close::new(Reason::NotPrimary, text)
+        let consul = ConsulLease::new(consul, face)?;
+        let (lease, inbox, orders) = Lease::new(consul, new_cluster_id());
+        Ok((Self::Consul { inbox: Box::new(inbox), orders }, Some(lease)))
     }
 }
 
-impl NodeView for Shared {
-    fn store(&self) -> &Store {
-        &self.store
+/// Why nothing may be committed before the node has a role; `None` for a static primary.
+fn closed_at_first(config: &Config) -> Option<String> {
+    if config.lease.consul.is_some() {
+        return Some("this node has not found its part in the cluster yet".to_owned());
     }
-
-    fn role(&self) -> watch::Receiver<Role> {
-        self.role.subscribe()
+    match configured_primary(config) {
+        Primary::At(url) => Some(replica_reason(&url)),
+        Primary::ThisNode => None,
     }
-
-    fn candidate(&self) -> bool {
-        self.config.lease.candidate
-    }
-
-    fn lag(&self) -> Option<Duration> {
-        match &*self.part.lock() {
-            Part::None => None,
-            Part::Primary(_) => Some(Duration::ZERO),
-            Part::Replica(follower) => follower.lag(),
-        }
-    }
-
-    fn replicas(&self) -> Vec<ReplicaStatus> {
-        let status = |replica: ConnectedReplica| ReplicaStatus {
-            node: replica.certified.unwrap_or_else(|| format!("{:016X}", replica.node)),
-            addr: replica.addr,
-            unacknowledged_transactions: replica.unacknowledged,
-        };
-        self.connected().into_iter().map(status).collect()
-    }
-}
-
-impl litefs_fuse::Cluster for Shared {
-    fn primary(&self) -> Option<String> {
-        let role = self.role.borrow();
-        role.primary_hostname.clone().filter(|_| !role.is_primary)
-    }
-
-    fn lag(&self) -> litefs_fuse::Lag {
-        let since = |ms| UNIX_EPOCH + Duration::from_millis(ms);
-        let heard = self.primary_wall_ms().and_then(|ms| u64::try_from(ms).ok());
-        litefs_fuse::Lag { behind: NodeView::lag(self), primary_time: heard.map(since) }
-    }
-}
-
-/// Takes up the roles that the lease assigns, and accepts connections.
-struct Conductor {
-    shared: Arc<Shared>,
-    lease: watch::Receiver<Assignment>,
-    stop: Arc<Notify>,
-    server: http::Server,
-}
-
-impl Conductor {
-    async fn run(mut self) {
-        let mut connections = JoinSet::new();
-        self.change_role().await;
-        loop {
-            tokio::select! {
-                () = self.stop.notified() => break,
-                changed = self.lease.changed() => match changed {
-                    Ok(()) => self.change_role().await,
-                    Err(_) => break,
-                },
-                Some(incoming) = self.shared.endpoint.accept() => {
-                    admit(&self.shared, incoming, &mut connections);
-                }
-                // Finished connections give back their memory.
-                Some(_) = connections.join_next() => (),
-            }
-        }
-        self.leave(Close::new(Reason::Shutdown, "this node is shutting down")).await;
-        let endpoint = &self.shared.endpoint;
-        let drained = async { while connections.join_next().await.is_some() {} };
-        // Peers that do not answer are left alone.
-        let _ = tokio::time::timeout(GOODBYE_TIMEOUT + GOODBYE_TIMEOUT / 2, drained).await;
-        endpoint.close(VarInt::from_u32(Reason::Shutdown.code()), b"this node is shutting down");
-        let _ = tokio::time::timeout(LINGER, endpoint.wait_idle()).await;
-        self.server.shutdown().await;
-    }
-
-    async fn change_role(&mut self) {
-        let assignment = self.lease.borrow_and_update().clone();
-        let result = match assignment {
-            Assignment::Primary { epoch } => self.become_primary(epoch).await,
-            Assignment::Replica { of } => {
-                self.become_replica(of).await;
-                Ok(())
-            }
-        };
-        if let Err(text) = &result {
-            tracing::error!("cannot become primary: {text}");
-        }
-        self.shared.changes.send_modify(|(done, last)| {
-            *done += 1;
-            *last = result;
-        });
-    }
-
-    async fn become_primary(&self, epoch: u64) -> Result<(), String> {
-        self.leave(Close::new(Reason::Shutdown, "this node becomes the primary")).await;
-        let shared = &self.shared;
-        let store = &shared.store;
-        let cluster = tokio::task::block_in_place(|| -> Result<String, NodeError> {
-            Standing::of(store.dir()).note_own_commits()?;
-            store.set_epoch(epoch)?;
-            let cluster = store.cluster_id().unwrap_or_else(new_cluster_id);
-            store.set_cluster_id(&cluster)?;
-            Ok(cluster)
-        });
-        let cluster = cluster.map_err(|error| error.to_string())?;
-        let hostname = shared.config.primary_hostname();
-        let identity =
-            Identity { node: store.node_id(), epoch, cluster, hostname: hostname.clone() };
-        *shared.part.lock() = Part::Primary(Arc::new(Term::begin(store.clone(), identity)));
-        store.gate().open();
-        let url = shared.own_url().to_string();
-        tracing::info!("this node is the primary, epoch {epoch}, at {url}");
-        shared.role.send_replace(Role {
-            is_primary: true,
-            primary_hostname: Some(hostname),
-            primary_url: Some(url),
-        });
-        Ok(())
-    }
-
-    async fn become_replica(&self, of: config::Endpoint) {
-        let shared = &self.shared;
-        shared.store.gate().close(&replica_reason(&of));
-        let url = of.to_string();
-        shared.role.send_replace(Role { primary_url: Some(url.clone()), ..Role::default() });
-        let text = format!("this node is a replica now; the primary is {url}");
-        self.leave(Close::new(Reason::NotPrimary, text)).await;
-        let roles = shared.role.clone();
-        let follow = Follow {
-            store: shared.store.clone(),
-            endpoint: shared.endpoint.clone(),
-            tls: shared.tls.clone(),
-            target: of,
-            filter: shared.config.lease.databases.clone(),
-            linked: Box::new(move |welcome| {
-                let primary_hostname = welcome.map(|w| w.hostname.clone());
-                let primary_url = Some(url.clone());
-                roles.send_replace(Role { is_primary: false, primary_hostname, primary_url });
-            }),
-        };
-        let hostname = config::os_hostname().unwrap_or_default();
-        let delay = shared.config.lease.reconnect_delay;
-        let seed = shared.store.node_id() ^ random();
-        *shared.part.lock() = Part::Replica(Follower::start(follow, hostname, delay, seed));
-    }
-
-    /// Leaves the present part; when it returns, nothing of it goes on.
-    async fn leave(&self, close: Close) {
-        let part = std::mem::replace(&mut *self.shared.part.lock(), Part::None);
-        match part {
-            Part::None => (),
-            Part::Primary(term) => term.end(&close),
-            Part::Replica(follower) => follower.stop().await,
-        }
-    }
-}
-
-fn admit(shared: &Arc<Shared>, incoming: Incoming, connections: &mut JoinSet<()>) {
-    if connections.len() >= CONNECTIONS_MAX {
-        return incoming.refuse();
-    }
-    if connections.len() >= CONNECTIONS_EASY && !incoming.remote_address_validated() {
-        // It fails only for an address that is validated.
-        let _ = incoming.retry();
-        return;
-    }
-    connections.spawn(shared.clone().serve(incoming));
 }
 
 fn configured_primary(config: &Config) -> Primary {
@@ -615,10 +471,6 @@ fn store_options(config: &Config) -> Options {
         log_size: config.data.log_size,
         ..Options::default()
     }
-}
-
-fn replica_reason(primary: &config::Endpoint) -> String {
-    format!("this node is a replica; the primary is {primary}")
 }
 
 fn runtime() -> io::Result<Runtime> {

@@ -1,0 +1,8 @@
+//! The lease, with a real Consul.
+
+#[path = "../support/consul.rs"]
+mod consul;
+#[path = "../support/daemon.rs"]
+mod daemon;
+
+mod client;
