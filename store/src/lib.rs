@@ -26,6 +26,7 @@ mod storage;
 mod storage_tests;
 mod store;
 mod tasks;
+mod timing;
 
 pub use clock::{Clock, SystemClock};
 pub use database::{Database, Stats};
@@ -43,3 +44,4 @@ pub use options::{Durability, Options};
 pub use shared::Subscription;
 pub use storage::{DirLock, File, OpenMode, OsStorage, SECTOR, Storage};
 pub use store::{Event, Store, WeakStore};
+pub use timing::{Counters, Histogram, Timing, Timings};

@@ -12,6 +12,7 @@ use crate::filecache::FileCache;
 use crate::gate::WriteGate;
 use crate::node_file::NodeFile;
 use crate::tasks::Tasks;
+use crate::timing::Timings;
 use crate::{Clock, Error, Event, Options, Result, Storage};
 
 type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
@@ -26,6 +27,7 @@ pub(crate) struct Shared {
     pub cache: PageCache,
     pub gate: WriteGate,
     pub tasks: Tasks,
+    pub timings: Timings,
     pub node: Mutex<NodeFile>,
     node_id: u64,
     listeners: RwLock<Vec<(u64, Listener)>>,
@@ -49,6 +51,7 @@ impl Shared {
             cache: PageCache::new(options.cache_size),
             gate: WriteGate::new(options.clock.clone()),
             tasks: Tasks::new(options.background),
+            timings: Timings::default(),
             node_id: node.node_id,
             node: Mutex::new(node),
             options,

@@ -14,7 +14,9 @@ use crate::error::IoContext;
 use crate::gate::WriteGate;
 use crate::node_file::{NODE_FILE, NodeFile};
 use crate::shared::{Shared, Subscription};
-use crate::{Database, DbName, DirLock, Diverged, Durability, Error, Options, Result, Storage};
+use crate::{
+    Database, DbName, DirLock, Diverged, Durability, Error, Options, Result, Storage, Timings,
+};
 
 /// How long closing waits for a commit that is under way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -161,6 +163,11 @@ impl Store {
     /// The store's monotonic clock, by which the gate measures deadlines.
     pub fn now(&self) -> Duration {
         self.0.shared.clock.now()
+    }
+
+    /// How long commits, syncs and folds took, over all databases.
+    pub fn timings(&self) -> &Timings {
+        &self.0.shared.timings
     }
 
     /// The least durability of every commit.

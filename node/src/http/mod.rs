@@ -285,4 +285,6 @@ async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool
 }
 
 #[cfg(test)]
+mod metrics_tests;
+#[cfg(test)]
 pub(crate) mod tests;

@@ -56,6 +56,7 @@ impl Db {
             self.take_back(&appended);
             return Err(error);
         }
+        self.note_lag(header.timestamp_ms);
         Ok(self.publish(&content, appended, overlay, durability))
     }
 
@@ -134,7 +135,9 @@ impl Db {
         }
         installation.finish_writing()?;
         let _seized = self.seize();
-        installation.commit(pos, header.timestamp_ms, || Ok(()))
+        let pos = installation.commit(pos, header.timestamp_ms, || Ok(()))?;
+        self.note_lag(header.timestamp_ms);
+        Ok(pos)
     }
 
     pub(crate) fn bad_record(&self, source: litefs_ltx::Error) -> Error {

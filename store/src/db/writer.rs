@@ -1,6 +1,8 @@
 //! The one writer of a database.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use litefs_ltx::{PageSize, Pgno, Pos};
 
@@ -30,6 +32,8 @@ pub struct Writer {
 struct Prepared {
     appended: Appended,
     durability: Durability,
+    /// When the commit began.
+    begun: Duration,
     _passed: Passed,
 }
 
@@ -163,6 +167,7 @@ impl Writer {
         elide_counters: bool,
     ) -> Result<()> {
         self.take_back();
+        let begun = self.db.shared.clock.now();
         let durability = durability.max(self.db.shared.options.durability);
         let Some(draft) = self.plan(commit, elide_counters)? else { return Ok(()) };
         self.db.check_well()?;
@@ -171,7 +176,7 @@ impl Writer {
         let overlay = self.overlay.as_ref().expect("BUG: a plan is made of an overlay");
         let appended = self.db.append(draft, overlay, durability);
         let appended = appended.inspect_err(|_| self.db.token.end_commit(self.token))?;
-        self.prepared = Some(Prepared { appended, durability, _passed: passed });
+        self.prepared = Some(Prepared { appended, durability, begun, _passed: passed });
         Ok(())
     }
 
@@ -210,8 +215,11 @@ impl Writer {
     pub fn publish(&mut self) -> Pos {
         let overlay = self.overlay.take();
         match (self.prepared.take(), overlay) {
-            (Some(Prepared { appended, durability, _passed }), Some(overlay)) => {
+            (Some(Prepared { appended, durability, begun, _passed }), Some(overlay)) => {
                 let pos = self.db.publish(&self.content, appended, overlay, durability);
+                let shared = &self.db.shared;
+                shared.timings.commit.add(shared.clock.now().saturating_sub(begun));
+                self.db.lag_ms.store(0, Ordering::Relaxed);
                 self.db.token.end_commit(self.token);
                 self.began = pos;
                 pos

@@ -17,6 +17,7 @@ mod in_process;
 mod kills;
 mod litefs_clients;
 mod matrix;
+mod metrics;
 mod replica;
 mod shutdown;
 mod split_brain;
