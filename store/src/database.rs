@@ -14,7 +14,7 @@ use crate::db::diverged::Diverged;
 use crate::db::hold::Hold;
 use crate::db::snapshot::Snapshot;
 use crate::db::writer::Writer;
-use crate::{DbName, Durability, Error, Result, Unconfirmed};
+use crate::{Counters, DbName, Durability, Error, Result, Unconfirmed};
 
 /// One database. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -35,6 +35,13 @@ pub struct Stats {
     pub mark: Txid,
     /// Snapshots that are pinned.
     pub snapshots: usize,
+    /// Transactions in the log.
+    pub log_transactions: u64,
+    /// Transactions that retention has taken off the log since the store was opened.
+    pub retired: u64,
+    /// How long after its commit on the primary the newest transaction was here, in ms by both
+    /// wall clocks; 0 if it was committed here, or before the store was opened.
+    pub lag_ms: i64,
 }
 
 impl Database {
@@ -90,6 +97,11 @@ impl Database {
         self.0.quarantined()
     }
 
+    /// Which failed sync made it read-only until it is reopened, if one did.
+    pub fn poisoned(&self) -> Option<String> {
+        self.0.poisoned()
+    }
+
     /// What is kept of transactions of this node that the cluster did not keep, oldest first.
     ///
     /// # Errors
@@ -100,7 +112,10 @@ impl Database {
 
     /// Numbers for status and metrics.
     pub fn stats(&self) -> Stats {
-        let log_bytes = self.0.log.lock().bytes();
+        let (log_bytes, log_transactions) = {
+            let log = self.0.log.lock();
+            (log.bytes(), log.transactions())
+        };
         let content = self.0.content();
         let published = content.published.read();
         Stats {
@@ -110,7 +125,15 @@ impl Database {
             folds: self.0.folds.load(Ordering::Relaxed),
             mark: published.mark.pos.txid,
             snapshots: content.pins.lock().values().sum(),
+            log_transactions,
+            retired: self.0.retired.load(Ordering::Relaxed),
+            lag_ms: self.0.lag_ms.load(Ordering::Relaxed),
         }
+    }
+
+    /// What front ends and replication count.
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
     }
 
     /// Pins the newest position. Never waits for a writer.

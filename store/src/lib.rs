@@ -28,6 +28,7 @@ mod storage;
 mod storage_tests;
 mod store;
 mod tasks;
+mod timing;
 
 pub use clock::{Clock, SystemClock};
 pub use database::{Database, Stats};
@@ -48,3 +49,4 @@ pub use replication::{Answer, Replication, Unconfirmed};
 pub use shared::Subscription;
 pub use storage::{DirLock, File, OpenMode, OsStorage, SECTOR, Storage};
 pub use store::{Event, Store, WeakStore};
+pub use timing::{Counters, Histogram, Timing, Timings};

@@ -13,6 +13,7 @@ use crate::gate::WriteGate;
 use crate::node_file::NodeFile;
 use crate::remote::Remote;
 use crate::tasks::Tasks;
+use crate::timing::Timings;
 use crate::{Clock, DbName, Error, Event, Options, Result, Storage};
 
 type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     /// The way to write where the gate is closed, if there is one.
     pub remote: RwLock<Option<Arc<dyn Remote>>>,
     pub tasks: Tasks,
+    pub timings: Timings,
     pub node: Mutex<NodeFile>,
     node_id: u64,
     listeners: RwLock<Vec<(u64, Listener)>>,
@@ -53,6 +55,7 @@ impl Shared {
             gate: WriteGate::new(options.clock.clone()),
             remote: RwLock::default(),
             tasks: Tasks::new(options.background),
+            timings: Timings::default(),
             node_id: node.node_id,
             node: Mutex::new(node),
             options,

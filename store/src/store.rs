@@ -15,7 +15,9 @@ use crate::gate::WriteGate;
 use crate::node_file::{NODE_FILE, NodeFile};
 use crate::remote::Remote;
 use crate::shared::{Shared, Subscription};
-use crate::{Database, DbName, DirLock, Diverged, Durability, Error, Options, Result, Storage};
+use crate::{
+    Database, DbName, DirLock, Diverged, Durability, Error, Options, Result, Storage, Timings,
+};
 
 /// How long closing waits for a commit that is under way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -174,6 +176,11 @@ impl Store {
     /// The store's monotonic clock, by which the gate measures deadlines.
     pub fn now(&self) -> Duration {
         self.0.shared.clock.now()
+    }
+
+    /// How long commits, syncs and folds took, over all databases.
+    pub fn timings(&self) -> &Timings {
+        &self.0.shared.timings
     }
 
     /// The least durability of every commit.

@@ -319,7 +319,7 @@ fn diverged_transactions_are_kept_and_then_rewound() {
     let kept = loser.preserve_diverged(Some(common)).unwrap().unwrap();
     assert_eq!((kept.common, kept.newest, kept.transactions()), (Some(common), lost, Some(2)));
     assert_eq!(loser.preserve_diverged(Some(common)).unwrap(), None, "once is enough");
-    assert_eq!(loser.diverged().unwrap(), [kept.clone()]);
+    assert_eq!(loser.diverged().unwrap(), std::slice::from_ref(&kept));
     let records = kept.records(&OsStorage).unwrap();
     assert_eq!(records.len(), 2);
     for path in records.into_iter().chain(kept.whole_file()) {
@@ -553,4 +553,31 @@ fn room_that_was_made_is_used_by_the_commit_and_survives_a_rollback() {
     drop((snapshot, db, store));
     let (_store, again) = open(dir.path());
     assert_eq!(again.pos(), pos);
+}
+
+#[test]
+fn a_peers_record_is_as_late_as_the_clocks_say_and_an_own_one_is_not() {
+    use litefs_store::sim::SimClock;
+    let (primary_dir, clock) = (tempfile::tempdir().unwrap(), Arc::new(SimClock::new()));
+    let options = Options { clock: clock.clone(), ..manual() };
+    let store = Store::open_with(primary_dir.path(), options.clone()).unwrap();
+    let primary = store.create(&DbName::new("db").unwrap()).unwrap();
+    let replica_dir = tempfile::tempdir().unwrap();
+    let replicas = Store::open_with(replica_dir.path(), options).unwrap();
+    let replica = replicas.create(&DbName::new("db").unwrap()).unwrap();
+    commit(&primary, &[(1, 1)], 1);
+    clock.advance(Duration::from_millis(250));
+    ship(&primary, &replica);
+    assert_eq!((primary.stats().lag_ms, replica.stats().lag_ms), (0, 250));
+    commit(&primary, &[(1, 2)], 1);
+    clock.set_wall_offset_ms(-10_000);
+    ship(&primary, &replica);
+    assert_eq!(replica.stats().lag_ms, 0, "a clock that is behind is no lead");
+    let mut file = vec![];
+    primary.snapshot().unwrap().write_snapshot_record(&mut file).unwrap();
+    clock.set_wall_offset_ms(700);
+    replica.install_snapshot(&mut Cursor::new(file)).unwrap();
+    assert_eq!(replica.stats().lag_ms, 700);
+    commit(&replica, &[(1, 3)], 1);
+    assert_eq!(replica.stats().lag_ms, 0);
 }

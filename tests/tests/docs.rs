@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 14] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -13,6 +13,7 @@ const DOCUMENTS: [&str; 13] = [
     "docs/configuration.md",
     "docs/guarantees.md",
     "docs/migration.md",
+    "docs/monitoring.md",
     "docs/operations.md",
     "docs/quickstart-cluster.md",
     "docs/quickstart-mount.md",

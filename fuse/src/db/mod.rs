@@ -232,6 +232,14 @@ impl MountedDb {
         if self.is_removed() {
             return Err(Errno::EIO);
         }
+        let counters = self.database.counters();
+        let writes = match part {
+            Part::Main => &counters.database_writes,
+            Part::Journal => &counters.journal_writes,
+            Part::Wal => &counters.wal_writes,
+            Part::Shm => &counters.shm_writes,
+        };
+        writes.fetch_add(1, Ordering::Relaxed);
         match part {
             Part::Main => self.write_main(offset, data),
             Part::Journal => self.write_journal(handle, offset, data),

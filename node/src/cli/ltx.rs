@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn files(names: &[&Path]) -> Input {
-        let place = Place { data_dir: None, url: String::new() };
+        let place = Place { data_dir: None, node: NodeArgs::default() };
         let files = names.iter().map(|p| p.into()).collect();
         Input { files, place, name: None, diverged: false }
     }

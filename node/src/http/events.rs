@@ -218,6 +218,32 @@ mod tests {
         forwarding.await.unwrap().unwrap();
     }
 
+    #[test]
+    fn trouble_is_told_with_where_it_lies() {
+        let db = DbName::new("a.db").unwrap();
+        let pos = |text: &str| text.parse().unwrap();
+        let kept = litefs_store::Diverged {
+            db: db.clone(),
+            path: "/d/dbs/a.db/diverged/x".into(),
+            common: Some(pos("0000000000000002/8000000000000002")),
+            newest: pos("0000000000000005/8000000000000005"),
+            kept_ms: 0,
+            whole: true,
+        };
+        let line = store_event_line(Path::new("/d"), &Event::Diverged(kept)).unwrap();
+        let event: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!((&event["type"], &event["db"]), (&"diverged".into(), &"a.db".into()));
+        let expected = serde_json::json!({"name": "a.db/x", "transactions": 3, "whole": true,
+            "common": "0000000000000002/8000000000000002", "keptAt": "",
+            "newest": "0000000000000005/8000000000000005", "path": "dbs/a.db/diverged/x"});
+        assert_eq!(event["data"], expected);
+        let event = Event::Quarantined { db, reason: "page 3".to_owned() };
+        let line = store_event_line(Path::new("/d"), &event).unwrap();
+        let expected =
+            "{\"type\":\"quarantined\",\"db\":\"a.db\",\"data\":{\"reason\":\"page 3\"}}\n";
+        assert_eq!(line, expected);
+    }
+
     /// The field names are what LiteFS's clients read (store.go, Event).
     #[test]
     fn lines_are_those_of_litefs() {

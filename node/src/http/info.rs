@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use litefs_ltx::format_timestamp;
-use litefs_store::{Database, Diverged};
+use litefs_store::{Database, DbName, Diverged};
 use serde::{Deserialize, Serialize};
 
 use super::view::{LeaseStatus, NodeView, ReplicaStatus};
@@ -34,6 +34,9 @@ pub struct Info {
     /// What the lease says of this node's part.
     #[serde(default)]
     pub lease: LeaseInfo,
+    /// Why this node is not connected to its primary, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disconnected: Option<String>,
     /// Milliseconds behind the primary; absent before the first sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_ms: Option<u64>,
@@ -84,8 +87,14 @@ pub struct LeaseInfo {
 pub struct ReplicaInfo {
     /// Its node id or name.
     pub node: String,
+    /// Its host's name, as it says.
+    #[serde(default)]
+    pub hostname: String,
     /// Where it connects from.
     pub addr: String,
+    /// Milliseconds since it last had everything; absent if it never had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_ms: Option<u64>,
     /// Transactions that it has not acknowledged yet.
     pub unacknowledged_transactions: u64,
 }
@@ -118,9 +127,22 @@ pub struct DatabaseInfo {
     pub mark: String,
     /// Bytes of log on disk.
     pub log_bytes: u64,
+    /// Transactions in the log.
+    #[serde(default)]
+    pub log_transactions: u64,
+    /// Milliseconds from the newest transaction's commit on the primary until it was here, by both
+    /// nodes' clocks; 0 if it was committed here.
+    #[serde(default)]
+    pub lag_ms: u64,
     /// Why it is served to nobody, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<String>,
+    /// Which failed sync made it read-only until it is reopened, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poisoned: Option<String>,
+    /// Why this replica does not follow the primary's, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
     /// What is kept of transactions of this node that the cluster did not keep, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub diverged: Vec<DivergedInfo>,
@@ -185,11 +207,12 @@ impl Info {
             node_id: format!("{:016X}", store.node_id()),
             role: role_name.to_owned(),
             lease: view.lease().into(),
+            disconnected: view.disconnected_because(),
             lag_ms: view.lag().map(millis),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             replicas: view.replicas().into_iter().map(ReplicaInfo::from).collect(),
             replication: view.confirm().map(ReplicationInfo::from),
-            databases: databases(store.dir(), &store.databases()),
+            databases: databases(store.dir(), &store.databases(), &view.reasons()),
         }
     }
 }
@@ -226,13 +249,19 @@ impl From<ReplicaStatus> for ReplicaInfo {
     fn from(replica: ReplicaStatus) -> Self {
         Self {
             node: replica.node,
+            hostname: replica.hostname,
+            lag_ms: replica.lag.map(millis),
             addr: replica.addr.to_string(),
             unacknowledged_transactions: replica.unacknowledged_transactions,
         }
     }
 }
 
-fn databases(dir: &Path, all: &[Database]) -> BTreeMap<String, DatabaseInfo> {
+fn databases(
+    dir: &Path,
+    all: &[Database],
+    reasons: &BTreeMap<DbName, String>,
+) -> BTreeMap<String, DatabaseInfo> {
     let info = |db: &Database| {
         let stats = db.stats();
         DatabaseInfo {
@@ -241,7 +270,11 @@ fn databases(dir: &Path, all: &[Database]) -> BTreeMap<String, DatabaseInfo> {
             page_size: db.page_size().map_or(0, |size| size.get()),
             mark: stats.mark.to_string(),
             log_bytes: stats.log_bytes,
+            log_transactions: stats.log_transactions,
+            lag_ms: u64::try_from(stats.lag_ms).unwrap_or(0),
             quarantined: db.quarantined(),
+            poisoned: db.poisoned(),
+            stopped: reasons.get(db.name()).cloned(),
             diverged: diverged(dir, db),
         }
     };

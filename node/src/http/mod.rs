@@ -284,4 +284,6 @@ async fn serve(
 #[cfg(test)]
 mod access_tests;
 #[cfg(test)]
+mod metrics_tests;
+#[cfg(test)]
 pub(crate) mod tests;

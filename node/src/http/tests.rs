@@ -1,11 +1,12 @@
 //! The API over real connections to a real store: what LiteFS's clients see, and what hostile or
 //! slow ones cannot do.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use litefs_store::{Database, DbName, Durability, Pgno, Store};
+use litefs_store::{Database, DbName, Durability, Histogram, Pgno, Store, Timing};
 use rusqlite::Connection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -41,13 +42,31 @@ impl NodeView for TestNode {
         let addr = "127.0.0.1:9".parse().unwrap();
         vec![ReplicaStatus {
             node: "00000000000000AB".into(),
+            hostname: "n3".into(),
+            lag: Some(Duration::from_millis(30)),
             addr,
             unacknowledged_transactions: 7,
         }]
     }
 
     fn lease(&self) -> LeaseStatus {
-        LeaseStatus { kind: "consul", right_left: Some(Duration::from_secs(2)), ..self.fixed() }
+        let beats = Some(prometheus_client::metrics::histogram::Histogram::new([0.1]));
+        let right_left = Some(Duration::from_secs(2));
+        LeaseStatus { kind: "consul", right_left, beats, ..self.fixed() }
+    }
+
+    fn disconnected_because(&self) -> Option<String> {
+        (!self.role.borrow().is_primary).then(|| "no answer".to_owned())
+    }
+
+    fn reasons(&self) -> BTreeMap<DbName, String> {
+        BTreeMap::from([(DbName::new("stopped.db").unwrap(), "the disk is full".to_owned())])
+    }
+
+    fn ack_times(&self) -> Histogram {
+        let timing = Timing::default();
+        timing.add(Duration::from_millis(3));
+        timing.read()
     }
 
     fn transitions(&self) -> Option<tokio::sync::broadcast::Receiver<Transition>> {
@@ -122,12 +141,12 @@ impl Fixture {
         (status, response.into_body().collect().await.unwrap().to_bytes())
     }
 
-    async fn text(&self, method: &str, path: &str) -> (u16, String) {
+    pub(crate) async fn text(&self, method: &str, path: &str) -> (u16, String) {
         let (status, body) = self.call(method, path, b"").await;
         (status.as_u16(), String::from_utf8(body.to_vec()).unwrap())
     }
 
-    async fn import(&self, name: &str, rows: u32) {
+    pub(crate) async fn import(&self, name: &str, rows: u32) {
         let (status, body) =
             self.call("POST", &format!("/import?name={name}"), &sqlite_file(rows)).await;
         assert_eq!(status, 200, "{body:?}");

@@ -1,11 +1,12 @@
 //! What a node's tasks share, and how others see it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use litefs_ltx::Txid;
-use litefs_store::{DbName, RemoteError, Store};
+use litefs_store::{DbName, Histogram, RemoteError, Store, Timing};
 use parking_lot::Mutex;
 use quinn::{Endpoint, Incoming};
 use tokio::sync::{broadcast, watch};
@@ -149,6 +150,8 @@ impl NodeView for Shared {
     fn replicas(&self) -> Vec<ReplicaStatus> {
         let status = |replica: ConnectedReplica| ReplicaStatus {
             node: replica.certified.unwrap_or_else(|| format!("{:016X}", replica.node)),
+            hostname: printable(&replica.hostname),
+            lag: replica.lag,
             addr: replica.addr,
             unacknowledged_transactions: replica.unacknowledged,
         };
@@ -164,6 +167,24 @@ impl NodeView for Shared {
             Some(lease) => lease.status(self.store.now()),
             None => LeaseStatus::fixed(self.role.borrow().is_primary, self.store.epoch()),
         }
+    }
+
+    fn disconnected_because(&self) -> Option<String> {
+        match &*self.part.lock() {
+            Part::Replica(follower) => follower.failure(),
+            _ => None,
+        }
+    }
+
+    fn reasons(&self) -> BTreeMap<DbName, String> {
+        match &*self.part.lock() {
+            Part::Replica(follower) => follower.reasons(),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    fn ack_times(&self) -> Histogram {
+        self.term().map_or_else(|| Timing::default().read(), |term| term.ack_times().read())
     }
 
     fn transitions(&self) -> Option<broadcast::Receiver<Transition>> {

@@ -1,6 +1,6 @@
 //! Follows the primary: dials it, stays connected, and drives [`Upstream`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::control::{Control, ControlError};
 use super::diverged;
 use super::receive::{Limits, Receiver};
-use super::replica::{Action, DIAL_TIMEOUT, Local, Upstream};
+use super::replica::{Action, DIAL_TIMEOUT, Local, UNKNOWN, Upstream};
 use super::serve::close_connection;
 use super::standing::{Standing, received_now};
 use super::wire::{Close, FromPrimary, FromReplica, MAX_POINTS, Offer, Reason, Welcome};
@@ -99,6 +99,11 @@ impl Follower {
     /// The primary's wall clock at its last heartbeat, ms since 1970.
     pub fn primary_wall_ms(&self) -> Option<i64> {
         self.upstream.lock().primary_wall_ms()
+    }
+
+    /// Why databases are not being followed.
+    pub fn reasons(&self) -> BTreeMap<DbName, String> {
+        self.upstream.lock().reasons()
     }
 
     /// Why there is no connection to the primary; `None` while there is one, or was not tried yet.
@@ -424,11 +429,7 @@ impl Link<'_> {
             Action::NoTakeOver(why) => {
                 (self.driver.follow.listener)(LinkEvent::NoTakeOver(&why));
             }
-            Action::WarnUnknown(db) => tracing::warn!(
-                %db,
-                "the primary has no database of this name: it is kept here as it is and not \
-                 replicated; drop it here, or import it on the primary"
-            ),
+            Action::WarnUnknown(db) => tracing::warn!(%db, "{UNKNOWN}"),
         }
         Ok(())
     }
@@ -559,7 +560,9 @@ impl Rewind {
             }
             Err(error) => {
                 tracing::warn!(db = %name, "cannot go back to {to}: {error}");
-                self.upstream.lock().handle_trouble(now, &name, false);
+                let mut upstream = self.upstream.lock();
+                upstream.note_reason(&name, error.to_string());
+                upstream.handle_trouble(now, &name, false);
             }
         }
         self.wake.notify_one();

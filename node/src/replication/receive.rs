@@ -420,10 +420,12 @@ impl Receiver {
                     return;
                 }
                 tracing::warn!(%db, "cannot apply the primary's transactions: {error}");
+                upstream.note_reason(db, error.to_string());
                 upstream.handle_trouble(now, db, snapshot);
             }
             (Leave::NoSpool(error), Some(db)) => {
                 tracing::warn!(%db, "cannot keep a record in the data directory: {error}");
+                upstream.note_reason(db, format!("cannot write to the data directory: {error}"));
                 upstream.handle_trouble(now, db, false);
             }
         }

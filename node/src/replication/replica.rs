@@ -31,6 +31,9 @@ pub const MAX_RECONNECT: Duration = Duration::from_secs(5);
 /// First wait before a database that could not be applied is offered again.
 pub const TROUBLE_DELAY: Duration = Duration::from_millis(500);
 const MAX_TROUBLE_DELAY: Duration = Duration::from_secs(30);
+/// Why a database is not followed that only this node has.
+pub const UNKNOWN: &str = "the primary has no database of this name: it is kept here as it is and \
+                           not replicated; drop it here, or import it on the primary";
 const MAX_DOUBLINGS: u32 = 10;
 /// Most acknowledgements or offers in one message.
 const BATCH: usize = 256;
@@ -135,6 +138,8 @@ pub struct Upstream {
     /// Databases for which a snapshot was asked that has not come yet.
     awaited: HashSet<DbName>,
     troubles: HashMap<DbName, u32>,
+    /// Why databases are not being followed; for people.
+    reasons: BTreeMap<DbName, String>,
     lag: Option<LagWord>,
     primary_wall_ms: Option<i64>,
     close: Option<Close>,
@@ -169,6 +174,7 @@ impl Upstream {
             reoffers: BTreeMap::new(),
             awaited: HashSet::new(),
             troubles: HashMap::new(),
+            reasons: BTreeMap::new(),
             lag: None,
             primary_wall_ms: None,
             close: None,
@@ -228,6 +234,7 @@ impl Upstream {
         self.questions.clear();
         self.diverged.clear();
         self.unknown.clear();
+        self.reasons.clear();
         self.was_in_sync = false;
         self.in_sync_due = false;
         self.sync_due = false;
@@ -303,6 +310,7 @@ impl Upstream {
     pub fn handle_applied(&mut self, db: &DbName) {
         self.moved.insert(db.clone());
         self.troubles.remove(db);
+        self.reasons.remove(db);
         self.awaited.remove(db);
         self.unknown.remove(db);
         // It was for a stream that was left; an older offer is being answered.
@@ -350,6 +358,17 @@ impl Upstream {
     pub fn handle_take_over(&mut self) -> bool {
         self.take_over_due = matches!(self.link, Link::Live { .. });
         self.take_over_due
+    }
+
+    /// Says why a database is not being followed, until it is.
+    pub fn note_reason(&mut self, db: &DbName, why: String) {
+        self.reasons.insert(db.clone(), why);
+    }
+
+    /// Why databases are not being followed.
+    pub fn reasons(&self) -> BTreeMap<DbName, String> {
+        let unknown = self.unknown.iter().map(|db| (db.clone(), UNKNOWN.to_owned()));
+        self.reasons.clone().into_iter().chain(unknown).collect()
     }
 
     /// The connection must end: the primary says so, broke the protocol, or sent a record that

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use litefs_store::{DbName, Event, Pos, Relation, Store, Subscription};
+use litefs_store::{DbName, Event, Pos, Relation, Store, Subscription, Timing};
 use parking_lot::{Mutex, RwLock};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
+use super::ack_times::AckTimes;
 use super::confirm::Confirmer;
 use super::control::{Control, ControlError};
 use super::primary::{History, Identity, Outcome, Peer, Task, Work};
@@ -49,6 +50,7 @@ pub struct Term {
     /// Replicas have acknowledged something, or have come or gone.
     moved: Notify,
     epoch_start: Instant,
+    ack_times: Arc<Timing>,
     _commits: Subscription,
 }
 
@@ -114,6 +116,7 @@ impl Term {
             take_over,
             moved: Notify::new(),
             epoch_start: Instant::now(),
+            ack_times: Arc::default(),
             _commits: commits,
         }
     }
@@ -121,6 +124,11 @@ impl Term {
     /// The epoch of this term.
     pub fn epoch(&self) -> u64 {
         self.identity.epoch
+    }
+
+    /// How long commits of this term took to be acknowledged by a replica.
+    pub fn ack_times(&self) -> &Timing {
+        &self.ack_times
     }
 
     /// The replicas that are connected and welcomed.
@@ -205,6 +213,7 @@ impl Term {
             term: self,
             session: session.clone(),
             control: Control::new(send, recv),
+            ack_times: AckTimes::new(self.ack_times.clone()),
             lines: HashMap::new(),
             jobs: JoinSet::new(),
             forwarded: JoinSet::new(),
@@ -295,6 +304,7 @@ struct Drive<'a> {
     term: &'a Term,
     session: Arc<Session>,
     control: Control,
+    ack_times: AckTimes,
     lines: HashMap<DbName, Line>,
     jobs: JoinSet<JobEnd>,
     /// Streams of write forwarding.
@@ -439,6 +449,7 @@ impl Drive<'_> {
         let now = self.now();
         let mut peer = self.session.peer.lock();
         for (db, pos) in commits {
+            self.ack_times.handle_commit(now, &db, pos.txid);
             peer.handle_commit(now, &db, pos, &self.term.store);
         }
     }
@@ -458,6 +469,11 @@ impl Drive<'_> {
                 _ => Vec::new(),
             };
             let now = self.now();
+            if let FromReplica::Acks(acks) = &message {
+                for ack in acks {
+                    self.ack_times.handle_ack(now, &ack.db, ack.applied.txid);
+                }
+            }
             let handle = || {
                 self.session.peer.lock().handle_message(now, message, &self.term.store);
             };

@@ -58,6 +58,12 @@ impl Standing {
         self.note_term(primary.epoch)
     }
 
+    /// The epoch in which this node last was in sync with the primary, or was primary; 0 if never.
+    pub fn term(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.join(TERM)).unwrap_or_default();
+        text.trim_end().parse().unwrap_or(0)
+    }
+
     /// A snapshot of the primary that the file names was installed.
     ///
     /// # Errors
@@ -69,12 +75,6 @@ impl Standing {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             file => file?.write_all(line(db, pos).as_bytes()),
         }
-    }
-
-    /// The epoch in which this node last was in sync with the primary, or was primary; 0 if never.
-    pub fn term(&self) -> u64 {
-        let text = fs::read_to_string(self.dir.join(TERM)).unwrap_or_default();
-        text.trim_end().parse().unwrap_or(0)
     }
 
     /// From now on this node may commit by itself, in this epoch.
@@ -90,6 +90,15 @@ impl Standing {
         }
     }
 
+    fn note_term(&self, epoch: u64) -> io::Result<()> {
+        let new = self.dir.join(format!("{TERM}.new"));
+        let mut file = File::create(&new)?;
+        writeln!(file, "{epoch}")?;
+        file.sync_all()?;
+        fs::rename(new, self.dir.join(TERM))?;
+        File::open(&self.dir)?.sync_all()
+    }
+
     /// What came from this primary, in this epoch; `None` if this node never had everything of it,
     /// or was primary since.
     pub fn received_of(&self, primary: &Welcome) -> Option<Received> {
@@ -98,15 +107,6 @@ impl Standing {
         // The last line may be torn; a later one counts more.
         let whole = &lines[..lines.rfind('\n').map_or(0, |end| end + 1)];
         Some(whole.lines().filter_map(parse_line).collect())
-    }
-
-    fn note_term(&self, epoch: u64) -> io::Result<()> {
-        let new = self.dir.join(format!("{TERM}.new"));
-        let mut file = File::create(&new)?;
-        writeln!(file, "{epoch}")?;
-        file.sync_all()?;
-        fs::rename(new, self.dir.join(TERM))?;
-        File::open(&self.dir)?.sync_all()
     }
 }
 

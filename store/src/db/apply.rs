@@ -32,6 +32,7 @@ impl Db {
     ) -> Result<Pos> {
         let (draft, overlay) = self.read_record(record)?;
         let _seized = self.seize();
+        self.note_lag(draft.header.timestamp_ms);
         self.append_foreign(draft, overlay, durability, || Ok(()))
     }
 
@@ -153,7 +154,9 @@ impl Db {
         }
         installation.finish_writing()?;
         let _seized = self.seize();
-        installation.commit(pos, header.timestamp_ms, || Ok(()))
+        let pos = installation.commit(pos, header.timestamp_ms, || Ok(()))?;
+        self.note_lag(header.timestamp_ms);
+        Ok(pos)
     }
 
     pub(crate) fn bad_record(&self, source: litefs_ltx::Error) -> Error {

@@ -189,10 +189,14 @@ impl Db {
             self.sync_log()?;
         }
         let place = self.log.lock().reserve(size, header.min_txid)?;
+        let begun = self.shared.clock.now();
         let mut sink = FrameSink::new(&place, size, synced && place.after_synced)?;
         if let Err(error) = self.write_frame(&mut sink, &draft, overlay) {
             self.clear_failed(&place, &sink, &error);
             return Err(error);
+        }
+        if sink.outcome == Outcome::Durable {
+            self.shared.timings.sync.add(self.shared.clock.now().saturating_sub(begun));
         }
         let pos = Pos::new(header.max_txid, draft.post);
         self.log.lock().appended(&place, pos.txid, sink.outcome == Outcome::Durable);

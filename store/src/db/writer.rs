@@ -1,6 +1,8 @@
 //! The one writer of a database.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use litefs_ltx::{PageSize, Pgno, Pos};
 
@@ -45,6 +47,8 @@ struct Prepared {
     appended: Appended,
     durability: Durability,
     passed: Passed,
+    /// When the commit began.
+    begun: Duration,
 }
 
 /// A commit that is past the write gate, until this is dropped.
@@ -210,6 +214,7 @@ impl Writer {
         elide_counters: bool,
     ) -> Result<()> {
         self.take_back();
+        let begun = self.db.shared.clock.now();
         let durability = durability.max(self.db.shared.options.durability);
         let Some(draft) = self.plan(commit, elide_counters)? else { return Ok(()) };
         self.db.check_well()?;
@@ -222,7 +227,7 @@ impl Writer {
         let overlay = self.overlay.as_ref().expect("BUG: a plan is made of an overlay");
         let appended = self.db.append(draft, overlay, durability);
         let appended = appended.inspect_err(|_| self.db.token.end_commit(self.token))?;
-        self.prepared = Some(Prepared { appended, durability, passed });
+        self.prepared = Some(Prepared { appended, durability, passed, begun });
         Ok(())
     }
 
@@ -292,8 +297,11 @@ impl Writer {
             return pos;
         }
         match (self.prepared.take(), overlay) {
-            (Some(Prepared { appended, durability, passed }), Some(overlay)) => {
+            (Some(Prepared { appended, durability, passed, begun }), Some(overlay)) => {
                 let pos = self.db.publish(&self.content, appended, overlay, durability);
+                let shared = &self.db.shared;
+                shared.timings.commit.add(shared.clock.now().saturating_sub(begun));
+                self.db.lag_ms.store(0, Ordering::Relaxed);
                 self.db.token.end_commit(self.token);
                 self.began = pos;
                 self.unconfirmed = Unconfirmed::new(&self.db, pos, passed);

@@ -180,7 +180,13 @@ fn distribution(fast: bool, seeds: u64) -> Vec<Duration> {
     let mut times: Vec<Duration> = (0..seeds).map(|seed| failover(seed, fast)).collect();
     times.sort();
     let at = |percent: usize| times[(times.len() - 1) * percent / 100];
-    println!("fast {fast}: p50 {:?}, p90 {:?}, p99 {:?}, max {:?}", at(50), at(90), at(99), at(100));
+    println!(
+        "fast {fast}: p50 {:?}, p90 {:?}, p99 {:?}, max {:?}",
+        at(50),
+        at(90),
+        at(99),
+        at(100)
+    );
     times
 }
 
