@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_litefs-daemon");
@@ -104,6 +104,16 @@ fn execute(document: &str, prepare: impl FnOnce(&Path)) {
 #[test]
 fn the_mounts_quick_start_works_as_it_is_written() {
     execute("docs/quickstart-mount.md", |_| ());
+}
+
+#[test]
+fn the_clusters_quick_start_works_as_it_is_written() {
+    let found = Command::new(root().join("scripts/consul")).output().unwrap();
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    let consul = PathBuf::from(String::from_utf8(found.stdout).unwrap().trim());
+    execute("docs/quickstart-cluster.md", |place| {
+        symlink(&consul, place.with_file_name("bin").join("consul")).unwrap();
+    });
 }
 
 /// It takes a LiteFS user's file and data directory.
