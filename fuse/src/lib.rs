@@ -32,7 +32,7 @@ use std::time::{Duration, SystemTime};
 
 use litefs_store::{DbName, RemoteError};
 
-pub use mount::{Mount, MountError, MountOptions};
+pub use mount::{Mount, MountError, MountOptions, View};
 
 /// What the mount shows of the cluster, and asks of it.
 pub trait Cluster: Send + Sync + 'static {
@@ -48,6 +48,8 @@ pub trait Cluster: Send + Sync + 'static {
     fn halt(&self, db: &DbName) -> Result<(), RemoteError>;
     /// Lets the primary write again.
     fn resume(&self, db: &DbName);
+    /// The mount has come to show what a database learned elsewhere: see [`View`].
+    fn shown(&self, _db: &DbName) {}
 }
 
 /// How far a node is behind the primary.

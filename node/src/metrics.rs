@@ -9,7 +9,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use litefs_store::{Database, Stats};
+use litefs_store::{Database, Diverged, Stats};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeGaugeValue, EncodeMetric, NoLabelSet, text,
@@ -18,7 +18,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::http::NodeView;
+use crate::http::{LeaseStatus, NodeView};
+use crate::lease::action::Role;
 use crate::replication::confirm::{BUCKETS, ConfirmStatus};
 
 /// The text format, which every Prometheus reads.
@@ -91,8 +92,36 @@ impl NodeCollector {
         gauge(encoder, "litefs_http_stream_count", help, int(replicas.len()))?;
         let help = "Transactions that connected replicas have not acknowledged yet.";
         gauge(encoder, "litefs_replica_unacknowledged_transactions", help, int64(unacknowledged))?;
+        encode_lease(encoder, &view.lease())?;
         view.confirm().map_or(Ok(()), |status| encode_confirm(encoder, &status))
     }
+}
+
+fn encode_lease(encoder: &mut DescriptorEncoder<'_>, lease: &LeaseStatus) -> fmt::Result {
+    let help = "1 for this node's present role, else 0.";
+    let mut roles =
+        encoder.encode_descriptor("litefs_lease_role", help, None, MetricType::Gauge)?;
+    for role in Role::ALL.map(Role::name) {
+        let labels = [("role", role)];
+        let value = i64::from(role == lease.role);
+        ConstGauge::new(value).encode(roles.encode_family(&labels)?)?;
+    }
+    let help = "Newest epoch known to this node.";
+    gauge(encoder, "litefs_lease_epoch", help, int64(lease.epoch))?;
+    let help = "Changes of this node's role, or of its reason, since the start.";
+    let name = "litefs_lease_transition_count";
+    let transitions = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    ConstGauge::new(int64(lease.transitions)).encode(transitions)?;
+    if let Some(left) = lease.right_left {
+        let help = "Seconds for which this node may still commit if Consul falls silent.";
+        gauge(encoder, "litefs_lease_right_seconds", help, left.as_secs_f64())?;
+    }
+    if let Some(beats) = &lease.beats {
+        let name = "litefs_lease_renew_seconds";
+        let help = "Time that Consul took to extend the right to commit.";
+        beats.encode(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)?;
+    }
+    Ok(())
 }
 
 /// What commits wait for; not in mode `async`.
@@ -126,7 +155,7 @@ struct Family {
     value: fn(&Database, &Stats) -> i64,
 }
 
-const FAMILIES: [Family; 11] = [
+const FAMILIES: [Family; 12] = [
     Family {
         name: "litefs_db_txid",
         help: "Newest transaction id.",
@@ -189,10 +218,19 @@ const FAMILIES: [Family; 11] = [
     },
     Family {
         name: "litefs_db_diverged",
-        help: "Directories with transactions of this node that the cluster did not keep.",
+        help: "Divergences kept: transactions of this node that the cluster does not have.",
         kind: MetricType::Gauge,
         // What cannot be read is reported by /info and the log; the node's other numbers count.
         value: |db, _| db.diverged().map_or(0, |kept| int(kept.len())),
+    },
+    Family {
+        name: "litefs_db_diverged_transactions",
+        help: "Transactions in the divergences kept, where their number is known.",
+        kind: MetricType::Gauge,
+        value: |db, _| {
+            let count = |kept: Vec<Diverged>| kept.iter().filter_map(Diverged::transactions).sum();
+            int64(db.diverged().map_or(0, count))
+        },
     },
 ];
 

@@ -20,17 +20,25 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn wall_ms(&self) -> i64;
 }
 
-/// The system's clock; [`Clock::now`] counts from its creation.
+/// The system's clock; [`Clock::now`] counts from its creation, and goes on while the machine
+/// sleeps: a right that expires must not outlive a suspension.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
-    start: Instant,
+    start: Duration,
 }
 
 impl SystemClock {
     /// A clock that starts now.
     pub fn new() -> Self {
-        SystemClock { start: Instant::now() }
+        SystemClock { start: since_boot() }
     }
+}
+
+/// `CLOCK_MONOTONIC`, by which `Instant` goes, stands still while the machine sleeps.
+fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let (seconds, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0))
 }
 
 impl Default for SystemClock {
@@ -41,7 +49,7 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> Duration {
-        self.start.elapsed()
+        since_boot().saturating_sub(self.start)
     }
 
     fn wall_ms(&self) -> i64 {

@@ -1,7 +1,6 @@
 //! The handle of one database: what front ends, replication and tools call.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use litefs_ltx::{PageSize, Pos, Txid};
 use crate::db::Db;
 use crate::db::compacted::CompactedRecord;
 use crate::db::cursor::{LogCursor, Relation};
+use crate::db::diverged::Diverged;
 use crate::db::hold::Hold;
 use crate::db::snapshot::Snapshot;
 use crate::db::writer::Writer;
@@ -90,11 +90,11 @@ impl Database {
         self.0.quarantined()
     }
 
-    /// Directories with transactions of this node that the cluster did not keep, oldest first.
+    /// What is kept of transactions of this node that the cluster did not keep, oldest first.
     ///
     /// # Errors
     /// `Io`.
-    pub fn diverged(&self) -> Result<Vec<PathBuf>> {
+    pub fn diverged(&self) -> Result<Vec<Diverged>> {
         self.0.diverged()
     }
 
@@ -271,10 +271,11 @@ impl Database {
         self.0.relation(pos)
     }
 
-    /// Positions to which [`Database::rewind`] could go, newest first, ever further apart, at most
-    /// `max`: a replica offers them so that the primary can name the newest common one.
-    pub fn rewind_points(&self, max: usize) -> Vec<Pos> {
-        self.0.rewind_points(max)
+    /// At most `max` positions of this history, newest first, ever further apart: a replica offers
+    /// them so that the primary can name the newest common one. [`Database::rewind`] reaches those
+    /// that are not folded. Reads the log: not on an async thread.
+    pub fn history_points(&self, max: usize) -> Vec<Pos> {
+        self.0.history_points(max)
     }
 
     /// The oldest position from which [`Database::log_cursor`] can read.
@@ -320,12 +321,13 @@ impl Database {
         self.0.install_snapshot(record)
     }
 
-    /// Writes the transactions after `common` (the whole content if that is `None` or not in the
-    /// log) as LTX files under `diverged/`, durably, and tells listeners; returns the directory.
+    /// Writes the transactions after `common`, if that is known and in the log, and the whole
+    /// content, as LTX files under `diverged/`, durably, and tells listeners. `None` if there are
+    /// none, or they are kept already.
     ///
     /// # Errors
-    /// `Io`, `Full`, `Corrupt`.
-    pub fn preserve_diverged(&self, common: Option<Pos>) -> Result<PathBuf> {
+    /// `Io`, `Full` (the disk, or too many are kept already), `Corrupt`.
+    pub fn preserve_diverged(&self, common: Option<Pos>) -> Result<Option<Diverged>> {
         self.0.preserve_diverged(common)
     }
 

@@ -19,7 +19,7 @@ pub enum ErrorKind {
     StaleSnapshot,
     /// Not writable here and now: a replica, the lease is lost, or a failed sync poisoned it.
     ReadOnly,
-    /// The disk is full.
+    /// The disk is full, or a bound of ours on what it may hold is reached.
     Full,
     /// The operating system refused an I/O request.
     Io,
@@ -197,6 +197,18 @@ pub enum Error {
         /// Why it is not known.
         reason: String,
     },
+    /// So much of a database that the cluster did not keep is kept already that no more is.
+    #[error(
+        "database {db} has diverged from the cluster {kept} times, and all of it is still kept: \
+         look at it (litefs-node ltx list --diverged), then remove what nobody needs \
+         (litefs-node ltx forget --diverged NAME); until then the database stays as it is"
+    )]
+    TooManyDiverged {
+        /// The database.
+        db: DbName,
+        /// How many divergences are kept.
+        kept: usize,
+    },
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
@@ -220,6 +232,7 @@ impl Error {
             Self::Gone { .. } => ErrorKind::Gone,
             Self::Unconfirmed { .. } | Self::UnknownOutcome { .. } => ErrorKind::Unconfirmed,
             Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::TooManyDiverged { .. } => ErrorKind::Full,
             Self::Closed => ErrorKind::Closed,
         }
     }

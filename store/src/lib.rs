@@ -33,6 +33,7 @@ pub use clock::{Clock, SystemClock};
 pub use database::{Database, Stats};
 pub use db::compacted::CompactedRecord;
 pub use db::cursor::{LogCursor, LogRecord, Relation};
+pub use db::diverged::Diverged;
 pub use db::hold::Hold;
 pub use db::snapshot::Snapshot;
 pub use db::writer::Writer;

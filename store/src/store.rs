@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::gate::WriteGate;
 use crate::node_file::{NODE_FILE, NodeFile};
 use crate::remote::Remote;
 use crate::shared::{Shared, Subscription};
-use crate::{Database, DbName, DirLock, Durability, Error, Options, Result, Storage};
+use crate::{Database, DbName, DirLock, Diverged, Durability, Error, Options, Result, Storage};
 
 /// How long closing waits for a commit that is under way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,16 +45,7 @@ pub enum Event {
         reason: String,
     },
     /// Transactions of this node that the cluster did not keep were written to files.
-    Diverged {
-        /// The database.
-        db: DbName,
-        /// The last position that is not among them.
-        from: Pos,
-        /// The last position that is.
-        to: Pos,
-        /// The directory with the files.
-        path: PathBuf,
-    },
+    Diverged(Diverged),
 }
 
 /// One data directory, owned by this process. Cheap to clone.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use litefs_store::sim::{CallKind, SimDisk};
 use litefs_store::{
-    Checksum, Database, DbName, Durability, ErrorKind, Options, Pgno, Pos, Relation, Snapshot,
-    Storage, Store, Txid,
+    Checksum, Database, DbName, Durability, ErrorKind, Options, OsStorage, Pgno, Pos, Relation,
+    Snapshot, Storage, Store, Txid,
 };
 
 use common::{copy_dir, page};
@@ -311,17 +311,19 @@ fn diverged_transactions_are_kept_and_then_rewound() {
     let reader = loser.snapshot().unwrap();
 
     assert_eq!(winner.relation(lost).unwrap(), Relation::Diverged);
-    let points = loser.rewind_points(64);
+    let points = loser.history_points(64);
     assert_eq!(points[0], lost);
     let found =
         points.into_iter().find(|&point| winner.relation(point).unwrap() == Relation::Behind);
     assert_eq!(found, Some(common));
-    let kept = loser.preserve_diverged(Some(common)).unwrap();
-    assert_eq!(loser.preserve_diverged(Some(common)).unwrap(), kept);
-    let names: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|e| e.unwrap().path()).collect();
-    assert_eq!(names.len(), 2);
-    for name in names {
-        litefs_store::ltx::verify(std::fs::File::open(name).unwrap()).unwrap();
+    let kept = loser.preserve_diverged(Some(common)).unwrap().unwrap();
+    assert_eq!((kept.common, kept.newest, kept.transactions()), (Some(common), lost, Some(2)));
+    assert_eq!(loser.preserve_diverged(Some(common)).unwrap(), None, "once is enough");
+    assert_eq!(loser.diverged().unwrap(), [kept.clone()]);
+    let records = kept.records(&OsStorage).unwrap();
+    assert_eq!(records.len(), 2);
+    for path in records.into_iter().chain(kept.whole_file()) {
+        litefs_store::ltx::verify(std::fs::File::open(path).unwrap()).unwrap();
     }
     loser.rewind(common).unwrap();
     assert_eq!(loser.pos(), common);

@@ -1,6 +1,8 @@
 //! The real binary, as an operator runs it: configuration files, signals, certificates, several
 //! processes.
 
+#[path = "support/access.rs"]
+mod access;
 #[path = "support/daemon.rs"]
 mod daemon;
 

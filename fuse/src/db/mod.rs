@@ -22,8 +22,8 @@ mod wal_file;
 use std::collections::HashMap;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use fuser::Errno;
@@ -89,7 +89,18 @@ pub(crate) struct Shared {
     pub passthrough: AtomicBool,
     /// The databases that were looked at, by name; not those that were removed.
     pub mounted: RwLock<HashMap<DbName, Arc<MountedDb>>>,
+    /// Hears of databases that show what they learned elsewhere.
+    pub on_shown: OnceLock<OnShown>,
     nudges: advance::Nudges,
+}
+
+/// Called on the mover's thread: it must be quick.
+pub(crate) struct OnShown(pub Box<dyn Fn(&DbName) + Send + Sync>);
+
+impl std::fmt::Debug for OnShown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnShown")
+    }
 }
 
 impl Shared {
@@ -100,6 +111,7 @@ impl Shared {
             kernel: Kernel::default(),
             passthrough: AtomicBool::new(false),
             mounted: RwLock::default(),
+            on_shown: OnceLock::new(),
             nudges: advance::Nudges::default(),
         }
     }

@@ -6,12 +6,15 @@
 mod certs;
 mod client;
 mod config;
+mod diverged;
 mod export;
 mod import;
 mod litefs_data;
 mod ltx;
 mod mount;
+mod node_args;
 mod progress;
+mod promote;
 mod run;
 mod shell;
 mod source;
@@ -88,6 +91,8 @@ enum Command {
     Run(run::RunArgs),
     /// Show a node's role, lag and databases
     Status(status::StatusArgs),
+    /// Make a node the primary: the present one hands over, and no commit is lost
+    Promote(promote::PromoteArgs),
     /// Replace or create a database from a SQLite file
     Import(import::ImportArgs),
     /// Write a database to a SQLite file
@@ -117,11 +122,10 @@ struct Target {
     /// The database's name
     #[arg(long)]
     name: String,
-    /// The node's HTTP address
-    #[arg(long, default_value = DEFAULT_URL, conflicts_with = "data_dir")]
-    url: String,
+    #[command(flatten)]
+    node: node_args::NodeArgs,
     /// Open this data directory instead of asking a node
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "url")]
     data_dir: Option<PathBuf>,
 }
 
@@ -150,6 +154,7 @@ fn execute(command: Command) -> Result<u8, CliError> {
         Command::Mount(args) => return mount::run(&args),
         Command::Run(args) => return run::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Promote(args) => promote::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Certs(command) => certs::run(&command),
@@ -184,12 +189,14 @@ fn accept_single_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsStrin
 /// Opens a data directory that must exist already, so that a mistyped path makes no new one.
 fn open_data_dir(dir: &std::path::Path) -> Result<Store, CliError> {
     if !dir.join("node.json").is_file() {
-        return Err(CliError::new(format!(
-            "{} is no data directory of a node: it holds no node.json",
-            dir.display()
-        )));
+        return Err(no_data_dir(dir));
     }
     Ok(Store::open(dir)?)
+}
+
+fn no_data_dir(dir: &std::path::Path) -> CliError {
+    let dir = dir.display();
+    CliError::new(format!("{dir} is no data directory of a node: it holds no node.json"))
 }
 
 fn parse_name(name: &str) -> Result<DbName, CliError> {

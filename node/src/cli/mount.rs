@@ -121,6 +121,8 @@ impl Running {
     }
 
     fn stop(self) -> Result<(), CliError> {
+        // Writers on the mount wait for that, and are refused once another node is the primary.
+        self.node.resign();
         if self.skip_unmount {
             // Requests that still come are refused by the store, once it is closed.
             std::mem::forget(self.mount);

@@ -13,9 +13,10 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fs::{Mode, OFlags};
 
+use super::CliError;
 use super::client::{Client, read_text};
+use super::node_args::NodeArgs;
 use super::supervise::{self, Signals};
-use super::{CliError, DEFAULT_URL};
 use crate::http::Info;
 
 /// The byte of `<db>-lock` that LiteFS's clients lock to write on a replica.
@@ -27,9 +28,8 @@ const PROMOTION_POLL: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 pub(super) struct RunArgs {
-    /// The node's HTTP address
-    #[arg(long, default_value = DEFAULT_URL)]
-    url: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// Make the node the primary first
     #[arg(long, conflicts_with = "with_halt_lock_on")]
     promote: bool,
@@ -54,13 +54,13 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, CliError> {
             eprintln!("{text}");
         }
     };
-    if args.if_candidate && !info(&Client::new(&args.url)?)?.candidate {
+    if args.if_candidate && !info(&args.node.client()?)?.candidate {
         println!("node is not a candidate, skipping execution");
         return Ok(0);
     }
     if args.promote {
         say("promoting this node");
-        promote(&Client::new(&args.url)?)?;
+        promote(&args.node.client()?)?;
     }
     let Some(database) = &args.with_halt_lock_on else { return start(&args.command) };
     say(&format!("taking the halt lock of {}", database.display()));
@@ -198,7 +198,7 @@ mod tests {
 
     fn args(url: &str, command: &[&str]) -> RunArgs {
         RunArgs {
-            url: url.to_owned(),
+            node: NodeArgs::at(url),
             promote: false,
             if_candidate: false,
             with_halt_lock_on: None,
@@ -211,7 +211,7 @@ mod tests {
     fn a_promotion_is_waited_for() {
         let (replica, primary) = (info_answer(false, true), info_answer(true, true));
         let (url, asked) = node(vec![answer("200 OK", ""), replica.clone(), replica, primary]);
-        promote(&Client::new(&url).unwrap()).unwrap();
+        promote(&NodeArgs::at(&url).client().unwrap()).unwrap();
         let wanted = ["POST /promote", "GET /info", "GET /info", "GET /info"];
         let asked = asked.join().unwrap();
         assert_eq!(asked, wanted.map(|request| format!("{request} HTTP/1.1")));

@@ -6,22 +6,22 @@ use clap::Args;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 
-use super::client::{Client, read_text};
-use super::{CliError, CliResult, DEFAULT_URL};
-use crate::http::{DatabaseInfo, Info, ReplicationInfo};
+use super::client::read_text;
+use super::node_args::NodeArgs;
+use super::{CliError, CliResult};
+use crate::http::{DatabaseInfo, Info, LeaseInfo, ReplicationInfo};
 
 #[derive(Args)]
 pub(super) struct StatusArgs {
-    /// The node's HTTP address
-    #[arg(long, default_value = DEFAULT_URL)]
-    url: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// Print the node's answer as it is
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &StatusArgs) -> CliResult {
-    let client = Client::new(&args.url)?;
+    let client = args.node.client()?;
     let text = client.block_on(async {
         read_text(client.send("GET", "/info", None, Empty::<Bytes>::new()).await?).await
     })?;
@@ -30,7 +30,7 @@ pub(super) fn run(args: &StatusArgs) -> CliResult {
         return Ok(());
     }
     let info: Info = serde_json::from_str(&text)
-        .map_err(|e| CliError::new(format!("{} is no litefs node: {e}", args.url)))?;
+        .map_err(|e| CliError::new(format!("{} is no litefs node: {e}", client.url())))?;
     print!("{}", render(&info));
     Ok(())
 }
@@ -43,6 +43,7 @@ fn render(info: &Info) -> String {
     };
     line("node", &info.node_id);
     line("role", &info.role);
+    line("lease", &lease(&info.lease));
     line("primary", if info.primary.hostname.is_empty() { "-" } else { &info.primary.hostname });
     line("lag", &info.lag_ms.map_or("not in sync yet".to_owned(), |ms| format!("{ms} ms")));
     line("data", &info.path);
@@ -60,10 +61,26 @@ fn render(info: &Info) -> String {
     }
     for (name, db) in &info.databases {
         for file in &db.diverged {
-            let _ = writeln!(out, "{name}: transactions that the cluster did not keep: {file}");
+            let count = file.transactions.map_or("?".to_owned(), |count| count.to_string());
+            let _ = writeln!(
+                out,
+                "{name}: kept {count} transactions that the cluster did not keep: {}",
+                file.name
+            );
         }
     }
     out
+}
+
+fn lease(lease: &LeaseInfo) -> String {
+    let mut text = format!("{}, {}, epoch {}", lease.kind, lease.role, lease.epoch);
+    if !lease.reason.is_empty() {
+        text.push_str(&format!(": {}", lease.reason));
+    }
+    if let Some(trouble) = &lease.trouble {
+        text.push_str(&format!("\n          {trouble}"));
+    }
+    text
 }
 
 /// What commits wait for.
@@ -122,7 +139,8 @@ mod tests {
             "waiting":2},
             "databases":{"a.db":{"position":"0000000000000002/8000000000000001","pageCount":3,
             "pageSize":4096,"mark":"0000000000000001","logBytes":9000,"quarantined":"page 2",
-            "diverged":["dbs/a.db/diverged/1.ltx"]}}}"#;
+            "diverged":[{"name":"a.db/1-2-3","newest":"2/8","transactions":7,"keptAt":"",
+            "whole":true,"path":"dbs/a.db/diverged/1-2-3"}]}}}"#;
         let text = render(&serde_json::from_str(answer).unwrap());
         for needed in [
             "disconnected",
@@ -130,7 +148,7 @@ mod tests {
             "sync, confirmed by 00000000000000CD, 2 wait",
             "0000000000000002/8000000000000001",
             "quarantined: page 2",
-            "dbs/a.db/diverged/1.ltx",
+            "kept 7 transactions that the cluster did not keep: a.db/1-2-3",
         ] {
             assert!(text.contains(needed), "{needed} is missing in\n{text}");
         }

@@ -3,13 +3,16 @@
 //! [`Config::new`] is enough for a program that embeds a node: a static primary on loopback.
 //! [`Config::from_file`] reads LiteFS's `litefs.yml` (see `yaml.rs` for the keys).
 
+mod consul;
 mod endpoint;
 mod exec;
 mod expand;
 mod find;
+mod proxy;
 #[cfg(test)]
 mod reference_tests;
 mod replication;
+mod token;
 mod units;
 mod yaml;
 
@@ -19,9 +22,12 @@ use std::time::Duration;
 
 use litefs_store::{DbName, Durability};
 
+pub use consul::{ConsulConfig, ConsulUrl};
 pub use endpoint::{Endpoint, parse_listen_addr};
 pub use exec::{ExecCommand, ExecConfig};
+pub use proxy::{PathPattern, PrimaryRedirect, ProxyConfig};
 pub use replication::{Bounds, OnTimeout, ReplicationMode, SYNC_REPLICAS_MAX, SyncSettings};
+pub use token::Token;
 pub use units::{parse_duration, parse_size};
 
 use crate::tls::{TlsConfig, TlsFiles};
@@ -52,6 +58,8 @@ pub struct Config {
     pub fuse: FuseConfig,
     /// Where the node listens.
     pub http: HttpConfig,
+    /// The HTTP proxy before the application; `None`: there is none.
+    pub proxy: Option<ProxyConfig>,
     /// How connections between nodes are protected.
     pub tls: TlsConfig,
     /// Who is primary.
@@ -97,22 +105,36 @@ pub struct HttpConfig {
     /// Address of the HTTP API (TCP) and of replication (QUIC, UDP). Default `127.0.0.1:20202`.
     /// Port 0 lets the system choose.
     pub addr: SocketAddr,
+    /// The secret with which other hosts may use the API. `None`: a certificate of the cluster
+    /// is needed, or with `tls.insecure` nothing.
+    pub token: Option<Token>,
 }
 
-/// Section `lease`; only the static lease so far.
+/// Section `lease`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LeaseConfig {
-    /// True: this node is the primary. False: it is a replica of `advertise_url`.
+    /// Consul, if that decides who is primary; `None`: the lease is static.
+    pub consul: Option<ConsulConfig>,
+    /// True: this node may become the primary; with a static lease it is. False: it is a replica,
+    /// with a static lease of `advertise_url`.
     pub candidate: bool,
-    /// The primary's name, as clients see it; on replicas too. `None`: the host's name on the
-    /// primary, the host of `advertise_url` on a replica.
+    /// This node's name, as clients see it while it is the primary. With a static lease it is the
+    /// primary's name, on replicas too. `None`: the host's name, on a replica with a static lease
+    /// the host of `advertise_url`.
     pub hostname: Option<String>,
-    /// The primary's URL. Required on replicas.
+    /// The URL at which other nodes reach this one; `None`: its hostname and its port. With a
+    /// static lease it is the primary's, and required on replicas.
     pub advertise_url: Option<Endpoint>,
     /// The databases that this replica keeps; empty: all.
     pub databases: Vec<DbName>,
-    /// First wait before a replica connects again, at least 1 ms. Default: 1 s.
+    /// This node takes the role of the primary over once it has everything; never with a static
+    /// lease. Default: false.
+    pub promote: bool,
+    /// First wait before a replica connects again, to its primary or to Consul, at least 1 ms.
+    /// Default: 1 s.
     pub reconnect_delay: Duration,
+    /// How long a node that an operator demoted does not become primary again. Default: 10 s.
+    pub demote_delay: Duration,
 }
 
 /// Section `log`.
@@ -160,14 +182,18 @@ impl Config {
             },
             exec: ExecConfig::default(),
             fuse: FuseConfig::default(),
-            http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into() },
+            http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(), token: None },
+            proxy: None,
             tls: TlsConfig { files: None, insecure: false },
             lease: LeaseConfig {
+                consul: None,
                 candidate: true,
                 hostname: None,
                 advertise_url: None,
                 databases: Vec::new(),
+                promote: false,
                 reconnect_delay: Duration::from_secs(1),
+                demote_delay: Duration::from_secs(10),
             },
             replication: ReplicationMode::Async,
             forward_writes: false,
@@ -211,6 +237,18 @@ impl Config {
         Ok(self)
     }
 
+    /// Leaves it to Consul who is primary.
+    pub fn with_consul(mut self, consul: ConsulConfig) -> Self {
+        self.lease.consul = Some(consul);
+        self
+    }
+
+    /// Lets other hosts that know this secret use the HTTP API.
+    pub fn with_token(mut self, token: Token) -> Self {
+        self.http.token = Some(token);
+        self
+    }
+
     /// Changes the address, such as `127.0.0.1:0`.
     pub fn listen(mut self, addr: SocketAddr) -> Self {
         self.http.addr = addr;
@@ -229,6 +267,12 @@ impl Config {
         self
     }
 
+    /// Puts the HTTP proxy before an application.
+    pub fn with_proxy(mut self, proxy: ProxyConfig) -> Self {
+        self.proxy = Some(proxy);
+        self
+    }
+
     /// Uses the certificates that `litefs-node certs` wrote.
     pub fn with_tls(mut self, files: TlsFiles) -> Self {
         self.tls.files = Some(files);
@@ -241,6 +285,7 @@ impl Config {
         self.validate_lease()?;
         self.validate_mount()?;
         self.replication.validate()?;
+        self.validate_proxy()?;
         if self.tls.insecure && self.tls.files.is_some() {
             return Err(ConfigError::new(
                 "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or \
@@ -255,24 +300,27 @@ impl Config {
         }
     }
 
-    /// Where the HTTP API listens: `http.addr`, or loopback at the same port when `http.addr` is
-    /// open to other hosts, because the API has no authentication yet; `tls.insecure: true`
-    /// opens it.
-    pub fn api_addr(&self) -> SocketAddr {
-        let addr = self.http.addr;
-        if is_loopback(addr.ip()) || self.tls.insecure {
-            return addr;
-        }
-        (Ipv4Addr::LOCALHOST, addr.port()).into()
-    }
-
-    /// The name under which clients know the primary (`lease.hostname` or its default).
+    /// The name under which clients know the primary (`lease.hostname` or its default); with
+    /// Consul, while that is this node.
     pub fn primary_hostname(&self) -> String {
         match (&self.lease.hostname, &self.lease.advertise_url) {
             (Some(name), _) => name.clone(),
-            (None, Some(url)) if !self.lease.candidate => url.host().to_owned(),
+            (None, Some(url)) if self.is_static_replica() => url.host().to_owned(),
             _ => self.own_name(),
         }
+    }
+
+    /// The URL at which other nodes reach this one, which listens on `addr`.
+    pub fn own_url(&self, addr: SocketAddr) -> Endpoint {
+        let configured = self.lease.advertise_url.clone().filter(|_| !self.is_static_replica());
+        configured.unwrap_or_else(|| match &self.lease.consul {
+            None => addr.into(),
+            Some(_) => Endpoint::new(self.primary_hostname(), addr.port()),
+        })
+    }
+
+    fn is_static_replica(&self) -> bool {
+        self.lease.consul.is_none() && !self.lease.candidate
     }
 
     fn own_name(&self) -> String {
@@ -281,7 +329,7 @@ impl Config {
 
     fn validate_lease(&self) -> Result<(), ConfigError> {
         let lease = &self.lease;
-        if !lease.candidate && lease.advertise_url.is_none() {
+        if self.is_static_replica() && lease.advertise_url.is_none() {
             return Err(ConfigError::new(
                 "lease.candidate is false, so lease.advertise-url must be the primary's URL, \
                  such as http://10.0.0.1:20202",
@@ -296,7 +344,38 @@ impl Config {
         if lease.reconnect_delay < Duration::from_millis(1) {
             return Err(ConfigError::new("lease.reconnect-delay must be at least 1ms"));
         }
-        Ok(())
+        if lease.promote && !lease.candidate {
+            return Err(ConfigError::new(
+                "lease.promote is true, but lease.candidate is false: this node can never be the \
+                 primary; change one of them",
+            ));
+        }
+        match &lease.consul {
+            Some(consul) => consul.validate().and_then(|()| self.validate_reachable()),
+            None if lease.promote => Err(ConfigError::new(
+                "lease.promote: a static lease never moves: remove lease.promote",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// A candidate that tells others an address at which it does not listen would be a primary
+    /// without replicas.
+    fn validate_reachable(&self) -> Result<(), ConfigError> {
+        let addr = self.http.addr;
+        let url = self.own_url(addr);
+        // Port 0 becomes a real one later.
+        Endpoint::new(url.host(), url.port().max(1)).to_string().parse::<Endpoint>()?;
+        if !self.lease.candidate || url.is_loopback() || !is_loopback(addr.ip()) {
+            return Ok(());
+        }
+        Err(ConfigError::new(format!(
+            "this node may become the primary, and others would look for it at {url} \
+             (lease.advertise-url), but it listens on {addr} (http.addr), which only this host \
+             reaches: set http.addr to \":{}\"; or, if all nodes are on this host, set \
+             lease.advertise-url to http://{addr}",
+            addr.port(),
+        )))
     }
 
     fn validate_mount(&self) -> Result<(), ConfigError> {
@@ -313,12 +392,27 @@ impl Config {
         Ok(())
     }
 
+    /// A proxy that asks itself would do so for ever.
+    fn validate_proxy(&self) -> Result<(), ConfigError> {
+        let Some(proxy) = &self.proxy else { return Ok(()) };
+        let own = [("proxy.addr", proxy.addr), ("http.addr", self.http.addr)];
+        let target = &proxy.target;
+        let mut own = own.iter().filter(|(_, addr)| addr.port() == target.port());
+        match own.find(|(_, addr)| target.is_loopback() || target.host() == addr.ip().to_string()) {
+            Some((key, addr)) => Err(ConfigError::new(format!(
+                "proxy.target {target} is {key} {addr}, this node itself: name the application \
+                 there"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// The setting through which other hosts reach this node, or it them.
     fn exposed_address(&self) -> Option<String> {
         if !is_loopback(self.http.addr.ip()) {
             return Some(format!("http.addr {}", self.http.addr));
         }
-        let primary = self.lease.advertise_url.as_ref().filter(|_| !self.lease.candidate)?;
+        let primary = self.lease.advertise_url.as_ref().filter(|_| self.is_static_replica())?;
         (!primary.is_loopback()).then(|| format!("the primary {primary}"))
     }
 }
@@ -358,7 +452,6 @@ mod tests {
         let config = Config::new("/tmp/x");
         config.validate().unwrap();
         assert_eq!(config.http.addr, "127.0.0.1:20202".parse().unwrap());
-        assert_eq!(config.api_addr(), config.http.addr);
         assert!(config.lease.candidate);
     }
 
@@ -386,17 +479,15 @@ mod tests {
     }
 
     #[test]
-    fn certificates_or_insecure_open_the_address_but_not_the_api_alike() {
+    fn certificates_or_insecure_open_the_address() {
         let open = Config::new("/tmp/x").listen("0.0.0.0:7".parse().unwrap());
         let mut insecure = open.clone();
         insecure.tls.insecure = true;
         insecure.validate().unwrap();
-        assert_eq!(insecure.api_addr(), "0.0.0.0:7".parse().unwrap());
 
         let files = TlsFiles { ca: "a".into(), cert: "b".into(), key: "c".into() };
         let secure = open.with_tls(files);
         secure.validate().unwrap();
-        assert_eq!(secure.api_addr(), "127.0.0.1:7".parse().unwrap());
 
         let mut both = secure;
         both.tls.insecure = true;
@@ -413,6 +504,77 @@ mod tests {
         for (data, mount) in [("/d", "/m"), ("/d", "/d/m"), ("/data", "/dat"), ("/d", "/d2")] {
             config(data, mount).unwrap();
         }
+    }
+
+    fn with_consul(listen: &str, advertise: Option<&str>) -> Config {
+        let consul = ConsulConfig::new("http://127.0.0.1:8500".parse().unwrap(), "k");
+        let mut config = Config::new("/d").listen(listen.parse().unwrap()).with_consul(consul);
+        config.lease.hostname = Some("db1".to_owned());
+        config.lease.advertise_url = advertise.map(|url| url.parse().unwrap());
+        config
+    }
+
+    #[test]
+    fn with_consul_a_node_advertises_itself_whether_candidate_or_not() {
+        let mut config = with_consul("0.0.0.0:7", None);
+        config.tls.insecure = true;
+        for candidate in [true, false] {
+            config.lease.candidate = candidate;
+            config.validate().unwrap();
+            assert_eq!(config.own_url("10.0.0.1:9".parse().unwrap()).to_string(), "http://db1:9");
+            assert_eq!(config.primary_hostname(), "db1");
+        }
+        config.lease.advertise_url = Some("http://10.0.0.1:5".parse().unwrap());
+        assert_eq!(config.own_url("0.0.0.0:9".parse().unwrap()).port(), 5);
+    }
+
+    #[test]
+    fn a_candidate_that_nobody_would_reach_is_refused() {
+        let text = with_consul("127.0.0.1:7", None).validate().unwrap_err().to_string();
+        assert!(text.contains("http://db1:7") && text.contains("http.addr"), "{text}");
+        assert!(with_consul("127.0.0.1:7", Some("http://10.0.0.1:7")).validate().is_err());
+        with_consul("127.0.0.1:7", Some("http://127.0.0.1:7")).validate().unwrap();
+        let mut replica = with_consul("127.0.0.1:7", None);
+        replica.lease.candidate = false;
+        replica.validate().unwrap();
+        let mut odd = with_consul("127.0.0.1:7", None);
+        odd.lease.hostname = Some("a/b".to_owned());
+        assert!(odd.validate().is_err());
+    }
+
+    #[test]
+    fn open_to_others_a_cluster_with_consul_needs_certificates() {
+        let text = with_consul("0.0.0.0:7", None).validate().unwrap_err().to_string();
+        assert!(text.contains("certs init"), "{text}");
+    }
+
+    #[test]
+    fn promote_is_refused_where_it_can_never_happen() {
+        let mut config = Config::new("/d");
+        config.lease.promote = true;
+        assert!(config.validate().unwrap_err().to_string().contains("static"));
+        let mut config = with_consul("127.0.0.1:7", None);
+        config.lease.promote = true;
+        config.lease.candidate = false;
+        assert!(config.validate().unwrap_err().to_string().contains("lease.candidate"));
+    }
+
+    #[test]
+    fn a_proxy_that_asks_itself_is_refused() {
+        let config = |addr: &str, target: &str| {
+            let proxy = ProxyConfig::new(addr.parse().unwrap(), target, "a.db").unwrap();
+            Config::new("/tmp/x").with_proxy(proxy).validate()
+        };
+        for (addr, target, key) in [
+            ("[::]:8080", "localhost:8080", "proxy.addr"),
+            ("10.0.0.1:80", "10.0.0.1:80", "proxy.addr"),
+            ("[::]:8080", "127.0.0.1:20202", "http.addr"),
+        ] {
+            let text = config(addr, target).unwrap_err().to_string();
+            assert!(text.contains(key) && text.contains("proxy.target"), "{text}");
+        }
+        config("[::]:8080", "localhost:8081").unwrap();
+        config("127.0.0.1:8080", "app:8080").unwrap();
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! `litefs.yml`: LiteFS's keys and ours, strictly.
 //!
 //! Every key of LiteFS is known. A key whose part this build does not serve is an error where
-//! ignoring it would break a promise (a proxy, Consul, a backup), and a notice where nothing is
-//! promised. Any other key is an error with its line and the closest known key. Ours are `tls.*`,
-//! `replication.*`, `data.durability` and `data.log-size`.
+//! ignoring it would break a promise (a backup), and a notice where nothing is promised. Any
+//! other key is an error with its line and the closest known key. Ours are `tls.*`,
+//! `replication.*`, `http.token`, `http.token-file`, `data.durability`, `data.log-size`,
+//! `proxy.primary-redirect`, `lease.consul.fast-failover` and `lease.consul.ca`.
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use litefs_store::{DbName, Durability};
 use serde::Deserialize;
@@ -14,10 +15,11 @@ use serde::de::IgnoredAny;
 use serde_saphyr::{Error, Spanned};
 
 use super::exec::{self, RawExec};
+use super::proxy::RawProxy;
 use super::replication::RawReplication;
 use super::{
-    Config, ConfigError, LogFormat, TraceConfig, expand, parse_duration, parse_listen_addr,
-    parse_size,
+    Config, ConfigError, ConsulConfig, LogFormat, Token, TraceConfig, expand, parse_duration,
+    parse_listen_addr, parse_size,
 };
 use crate::tls::TlsFiles;
 
@@ -46,7 +48,7 @@ pub(super) fn parse(text: &str, origin: &str, env: Env<'_>) -> Result<Config, Co
             refusals.0.iter().map(|(line, text)| at(*line, text).to_string()).collect();
         return Err(ConfigError::new(lines.join("\n")));
     }
-    let mut config = raw.into_config().map_err(|(line, message)| at(line, &message))?;
+    let mut config = raw.into_config(env).map_err(|(line, message)| at(line, &message))?;
     if env.and_then(|lookup| lookup("LITEFS_CLOUD_TOKEN")).is_some_and(|token| !token.is_empty()) {
         config.notices.push("LITEFS_CLOUD_TOKEN: this node writes no backups".to_owned());
     }
@@ -99,36 +101,9 @@ struct RawFuse {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawHttp {
     addr: Option<Spanned<String>>,
+    token: Option<Spanned<String>>,
+    token_file: Option<Spanned<String>>,
     snapshot_timeout: Option<Spanned<String>>,
-}
-
-/// Only `target` switches the proxy on; the other keys are known so that their names are checked.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct RawProxy {
-    target: Option<Spanned<String>>,
-    #[serde(rename = "addr")]
-    _addr: Option<IgnoredAny>,
-    #[serde(rename = "db")]
-    _db: Option<IgnoredAny>,
-    #[serde(rename = "max-lag")]
-    _max_lag: Option<IgnoredAny>,
-    #[serde(rename = "debug")]
-    _debug: Option<IgnoredAny>,
-    #[serde(rename = "passthrough")]
-    _passthrough: Option<IgnoredAny>,
-    #[serde(rename = "always-forward")]
-    _always_forward: Option<IgnoredAny>,
-    #[serde(rename = "primary-redirect-timeout")]
-    _primary_redirect_timeout: Option<IgnoredAny>,
-    #[serde(rename = "read-timeout")]
-    _read_timeout: Option<IgnoredAny>,
-    #[serde(rename = "read-header-timeout")]
-    _read_header_timeout: Option<IgnoredAny>,
-    #[serde(rename = "write-timeout")]
-    _write_timeout: Option<IgnoredAny>,
-    #[serde(rename = "idle-timeout")]
-    _idle_timeout: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize, Default)]
@@ -149,14 +124,12 @@ struct RawLease {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawConsul {
-    #[serde(rename = "url")]
-    _url: Option<IgnoredAny>,
-    #[serde(rename = "key")]
-    _key: Option<IgnoredAny>,
-    #[serde(rename = "ttl")]
-    _ttl: Option<IgnoredAny>,
-    #[serde(rename = "lock-delay")]
-    _lock_delay: Option<IgnoredAny>,
+    url: Option<Spanned<String>>,
+    key: Option<Spanned<String>>,
+    ttl: Option<Spanned<String>>,
+    lock_delay: Option<Spanned<String>>,
+    fast_failover: Option<bool>,
+    ca: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -206,24 +179,13 @@ struct Refusals(Vec<(u64, String)>);
 
 impl Refusals {
     fn collect(&mut self, raw: &Raw) {
-        let proxy = raw.proxy.as_ref().and_then(|p| filled(&p.target));
-        self.refuse(
-            proxy,
-            "proxy.target: the HTTP proxy is not available in this build yet: remove \
-             proxy.target",
-        );
         let backup = raw.backup.as_ref().and_then(|b| filled(&b.kind));
         self.refuse(
             backup,
             "backup.type: this node writes no backups, and must not let you believe so: remove \
              backup.type, and run `litefs-node export` at the times you choose",
         );
-        let Some(lease) = &raw.lease else { return };
-        let consul = lease.kind.as_ref().filter(|kind| kind.value == "consul");
-        self.refuse(
-            consul,
-            "lease.type: consul is not supported yet: use a static lease (lease.type: static)",
-        );
+        let Some(lease) = raw.lease.as_ref().filter(|lease| lease.is_static()) else { return };
         let promote = lease.promote.as_ref().filter(|promote| promote.value);
         self.refuse(promote, "lease.promote: a static lease never moves: remove lease.promote");
     }
@@ -245,7 +207,7 @@ fn filled_path(path: &Option<PathBuf>) -> Option<&PathBuf> {
 }
 
 impl Raw {
-    fn into_config(self) -> Result<Config, ValueError> {
+    fn into_config(self, env: Env<'_>) -> Result<Config, ValueError> {
         let mut config = Config::new("/var/lib/litefs");
         config.notices = self.notices();
         config.exec.skip_sync = self.skip_sync.unwrap_or(false);
@@ -255,13 +217,14 @@ impl Raw {
         }
         let data = self.data.unwrap_or_default();
         data.apply(&mut config)?;
-        let http = self.http.unwrap_or_default();
-        if let Some(addr) = filled(&http.addr) {
-            config.http.addr = value(addr, parse_listen_addr)?;
+        if let Some(http) = self.http {
+            http.apply(&mut config)?;
         }
-        check(&http.snapshot_timeout, parse_duration)?;
         if let Some(fuse) = self.fuse {
             fuse.apply(&mut config);
+        }
+        if let Some(proxy) = self.proxy {
+            config.proxy = proxy.read(env)?;
         }
         if let Some(lease) = self.lease {
             lease.apply(&mut config)?;
@@ -286,7 +249,7 @@ impl Raw {
     fn notices(&self) -> Vec<String> {
         let data = self.data.as_ref();
         let fuse = self.fuse.as_ref().filter(|f| filled_path(&f.dir).is_none());
-        let lease = self.lease.as_ref();
+        let lease = self.lease.as_ref().filter(|lease| lease.is_static());
         let notes = [
             (self.strict_verify.is_some(), "strict-verify: every page read is verified already"),
             (
@@ -305,7 +268,10 @@ impl Raw {
                 self.tracing.as_ref().is_some_and(|t| t.compress == Some(true)),
                 "tracing.compress: full trace logs are not compressed",
             ),
-            (self.proxy.is_some(), "proxy: without proxy.target there is no proxy"),
+            (
+                self.proxy.as_ref().is_some_and(|proxy| !proxy.is_on()),
+                "proxy: without proxy.target there is no proxy",
+            ),
             (
                 self.http.as_ref().is_some_and(|h| h.snapshot_timeout.is_some()),
                 "http.snapshot-timeout: a slow peer holds no lock, and is dropped when it stalls",
@@ -338,6 +304,26 @@ impl RawData {
     }
 }
 
+impl RawHttp {
+    fn apply(&self, config: &mut Config) -> Result<(), ValueError> {
+        if let Some(addr) = filled(&self.addr) {
+            config.http.addr = value(addr, parse_listen_addr)?;
+        }
+        check(&self.snapshot_timeout, parse_duration)?;
+        // An empty one is an error: it would open the API that it was meant to protect.
+        config.http.token = match (&self.token, &self.token_file) {
+            (Some(token), Some(_)) => {
+                let message = "http: token and token-file exclude each other".to_owned();
+                return Err((token.referenced.line(), message));
+            }
+            (Some(token), None) => Some(value(token, Token::new)?),
+            (None, Some(file)) => Some(value(file, |path| Token::from_file(Path::new(path)))?),
+            (None, None) => None,
+        };
+        Ok(())
+    }
+}
+
 impl RawFuse {
     fn apply(&self, config: &mut Config) {
         config.fuse.dir = filled_path(&self.dir).cloned();
@@ -347,17 +333,29 @@ impl RawFuse {
 }
 
 impl RawLease {
+    fn is_static(&self) -> bool {
+        self.kind.as_ref().is_some_and(|kind| kind.value == "static")
+    }
+
     fn apply(self, config: &mut Config) -> Result<(), ValueError> {
+        let lease = &mut config.lease;
         match &self.kind {
             Some(kind) if kind.value == "static" => {}
+            Some(kind) if kind.value == "consul" => {
+                let consul = self.consul.unwrap_or_default();
+                lease.consul = Some(consul.into_config(kind.referenced.line())?);
+            }
             Some(kind) => {
-                let message = format!("lease.type: {:?} is not static", kind.value);
+                let message = format!("lease.type: {:?} is neither static nor consul", kind.value);
                 return Err((kind.referenced.line(), message));
             }
-            None => return Err((1, "lease.type is missing: write lease.type: static".to_owned())),
+            None => {
+                let message = "lease.type is missing: write lease.type: static, or consul";
+                return Err((1, message.to_owned()));
+            }
         }
-        let lease = &mut config.lease;
         lease.candidate = self.candidate.unwrap_or(true);
+        lease.promote = self.promote.is_some_and(|promote| promote.value);
         lease.hostname = self.hostname.filter(|name| !name.is_empty());
         if let Some(url) = filled(&self.advertise_url) {
             lease.advertise_url = Some(value(url, |text| text.parse())?);
@@ -365,11 +363,32 @@ impl RawLease {
         if let Some(delay) = &self.reconnect_delay {
             lease.reconnect_delay = value(delay, parse_duration)?;
         }
-        check(&self.demote_delay, parse_duration)?;
+        if let Some(delay) = &self.demote_delay {
+            lease.demote_delay = value(delay, parse_duration)?;
+        }
         for name in &self.databases {
             lease.databases.push(value(name, DbName::new)?);
         }
         Ok(())
+    }
+}
+
+impl RawConsul {
+    /// `line` is that of `lease.type`.
+    fn into_config(self, line: u64) -> Result<ConsulConfig, ValueError> {
+        let missing = |key: &str| (line, format!("lease.type is consul, so {key} is needed"));
+        let url = filled(&self.url).ok_or_else(|| missing("lease.consul.url"))?;
+        let key = filled(&self.key).ok_or_else(|| missing("lease.consul.key"))?;
+        let mut config = ConsulConfig::new(value(url, |text| text.parse())?, &key.value);
+        if let Some(ttl) = &self.ttl {
+            config.ttl = value(ttl, parse_duration)?;
+        }
+        if let Some(delay) = &self.lock_delay {
+            config.lock_delay = value(delay, parse_duration)?;
+        }
+        config.fast_failover = self.fast_failover.unwrap_or(true);
+        config.ca = filled_path(&self.ca).cloned();
+        Ok(config)
     }
 }
 
@@ -489,6 +508,7 @@ mod tests {
 
     use super::super::ExecCommand;
     use super::*;
+    use crate::config::{PrimaryRedirect, ProxyConfig};
 
     fn config(text: &str) -> Result<Config, String> {
         parse(text, "litefs.yml", None).map_err(|e| e.to_string())
@@ -516,6 +536,7 @@ fuse:
   debug: true
 http:
   addr: "127.0.0.1:7000"
+  token: 0123456789abcdef
   snapshot-timeout: 10s
 proxy:
   addr: ":8080"
@@ -555,6 +576,7 @@ tracing:
         assert_eq!(config.fuse.dir, Some(PathBuf::from("/litefs")));
         assert!(config.fuse.allow_other && config.fuse.debug);
         assert_eq!(config.http.addr, "127.0.0.1:7000".parse().unwrap());
+        assert!(config.http.token.as_ref().unwrap().is(b"0123456789abcdef"));
         assert!(!config.lease.candidate);
         assert_eq!(config.primary_hostname(), "primary-1");
         assert_eq!(config.lease.advertise_url.unwrap().port(), 20202);
@@ -593,6 +615,29 @@ tracing:
         assert!(!config.notices[0].contains("secret"));
     }
 
+    /// LiteFS's own example, with our keys added.
+    #[test]
+    fn a_lease_in_consul_is_read_with_litefss_defaults() {
+        let text = "lease:\n  type: \"consul\"\n  hostname: localhost\n  promote: true\n  \
+                    demote-delay: 3s\n  consul:\n    url: \"http://:t@127.0.0.1:8500/p\"\n    \
+                    key: \"litefs/primary\"\n";
+        let lease = config(text).unwrap().lease;
+        let consul = lease.consul.unwrap();
+        assert!(lease.candidate && lease.promote);
+        assert_eq!(lease.demote_delay, Duration::from_secs(3));
+        assert_eq!((consul.key.as_str(), consul.url.prefix()), ("litefs/primary", "p"));
+        assert_eq!((consul.ttl, consul.lock_delay.as_secs()), (Duration::from_secs(10), 1));
+        assert!(consul.fast_failover && consul.ca.is_none());
+
+        let more = "    ttl: 20s\n    lock-delay: 5s\n    fast-failover: false\n";
+        let consul = config(&format!("{text}{more}")).unwrap().lease.consul.unwrap();
+        assert_eq!((consul.ttl, consul.lock_delay.as_secs()), (Duration::from_secs(20), 5));
+        assert!(!consul.fast_failover);
+
+        let error = config(&format!("{text}    ttl: 5s\n")).unwrap_err();
+        assert!(error.contains("lease.consul.ttl") && error.contains("10s"), "{error}");
+    }
+
     #[test]
     fn without_a_directory_there_is_no_mount() {
         for text in ["", "fuse:\n  dir: \"\"\n  debug: true\n", "fuse:\n"] {
@@ -615,8 +660,6 @@ tracing:
     #[test]
     fn what_is_not_served_is_never_ignored() {
         for (text, line, key) in [
-            ("\nproxy:\n  target: localhost:1\n", 3, "proxy.target"),
-            ("lease:\n  type: consul\n", 2, "lease.type: consul is not supported yet"),
             ("lease:\n  type: static\n  promote: true\n", 3, "lease.promote"),
             ("backup:\n  type: file\n  path: /b\n", 2, "backup.type"),
         ] {
@@ -628,12 +671,12 @@ tracing:
     /// All of them at once, so that a LiteFS user edits the file once.
     #[test]
     fn every_refused_key_is_named_in_one_go() {
-        let error = config("backup:\n  type: file\nproxy:\n  target: x\nlease:\n  type: consul\n")
-            .unwrap_err();
+        let error =
+            config("backup:\n  type: file\nlease:\n  type: static\n  promote: true\n").unwrap_err();
         let lines: Vec<&str> = error.lines().collect();
-        assert_eq!(lines.len(), 3, "{error}");
+        assert_eq!(lines.len(), 2, "{error}");
         assert!(lines[0].starts_with("litefs.yml:2: backup.type"));
-        assert!(lines[2].starts_with("litefs.yml:6: lease.type"));
+        assert!(lines[1].starts_with("litefs.yml:5: lease.promote"));
     }
 
     #[test]
@@ -661,10 +704,24 @@ tracing:
             ("http:\n  snapshot-timeout: soon\n", 2, "duration"),
             ("log:\n  format: xml\n", 2, "neither text nor json"),
             ("lease:\n  type: etcd\n", 2, "etcd"),
+            ("lease:\n  type: consul\n", 2, "lease.consul.url"),
+            ("lease:\n  type: consul\n  consul:\n    url: http://h\n", 2, "lease.consul.key"),
+            ("lease:\n  type: consul\n  consul:\n    url: h:1\n    key: k\n", 4, "http://"),
             ("lease:\n  candidate: true\n", 1, "lease.type is missing"),
             ("lease:\n  type: static\n  advertise-url: db1:20202\n", 3, "URL"),
             ("lease:\n  type: static\n  candidate: maybe\n", 3, "bool"),
             ("tls:\n  ca: a\n  cert: b\n", 2, "together"),
+            ("http:\n  token: \"\"\n", 2, "is empty"),
+            ("http:\n  token: short\n", 2, "16 characters"),
+            ("http:\n  token-file: /none/token\n", 2, "/none/token"),
+            ("http:\n  token: 0123456789abcdef\n  token-file: /x\n", 2, "exclude"),
+            ("proxy:\n  addr: \":1\"\n  target: x:1\n", 3, "proxy.db"),
+            ("proxy:\n  db: a\n  target: x:1\n", 3, "proxy.addr"),
+            ("proxy:\n  addr: \":1\"\n  db: a\n  target: http://x:1\n", 4, "localhost:8081"),
+            ("proxy:\n  addr: \":1\"\n  db: a/b\n  target: x:1\n", 3, "slash"),
+            ("proxy:\n  max-lag: long\n", 2, "duration"),
+            ("proxy:\n  primary-redirect: no\n", 2, "fly-replay"),
+            ("proxy:\n  primary-redirect-timeout: 5\n", 2, "duration"),
             ("data: [1]\n", 1, ""),
             ("data:\n\tdir: x\n", 2, ""),
             ("data:\n  dir: a\n  dir: b\n", 3, "dir"),
@@ -691,6 +748,43 @@ tracing:
         let config = parse(text, "x", Some(&env)).unwrap();
         assert_eq!(config.data.dir, PathBuf::from("/d/ams"));
         assert!(config.lease.candidate);
+    }
+
+    /// Every key of LiteFS's section, and its defaults (http/proxy_server.go).
+    #[test]
+    fn a_proxy_has_litefss_keys_and_defaults() {
+        let parse = |text: &str, on_fly: bool| {
+            let env = |name: &str| (on_fly && name == "FLY_APP_NAME").then(|| "app".to_owned());
+            parse(text, "x", Some(&env)).unwrap().proxy.unwrap()
+        };
+        let least =
+            "proxy:\n  addr: \"127.0.0.1:8080\"\n  target: \"localhost:8081\"\n  db: my.db\n";
+        let proxy = parse(least, false);
+        let addr = "127.0.0.1:8080".parse().unwrap();
+        assert_eq!(proxy, ProxyConfig::new(addr, "localhost:8081", "my.db").unwrap());
+        assert_eq!(proxy.max_lag, Some(Duration::from_secs(10)));
+        assert_eq!(proxy.primary_redirect_timeout, Duration::from_secs(5));
+        assert_eq!((proxy.read_timeout, proxy.write_timeout), (None, None));
+        assert_eq!(proxy.read_header_timeout, Some(Duration::from_secs(10)));
+        assert_eq!(proxy.idle_timeout, Some(Duration::from_secs(30)));
+        assert_eq!(proxy.primary_redirect, PrimaryRedirect::Forward);
+        assert_eq!(parse(least, true).primary_redirect, PrimaryRedirect::FlyReplay);
+
+        let all = "  max-lag: 0s\n  debug: true\n  passthrough: [\"/p/*\"]\n  \
+                   always-forward: [\"/f\"]\n  primary-redirect: forward\n  \
+                   primary-redirect-timeout: 1s\n  read-timeout: 2s\n  \
+                   read-header-timeout: 0s\n  write-timeout: 4s\n  idle-timeout: 5s\n";
+        let proxy = parse(&format!("{least}{all}"), true);
+        assert_eq!(proxy.max_lag, None);
+        assert!(proxy.debug && proxy.passthrough[0].matches(b"/p/x"));
+        assert!(proxy.always_forward[0].matches(b"/f"));
+        assert_eq!(proxy.primary_redirect, PrimaryRedirect::Forward);
+        assert_eq!(proxy.primary_redirect_timeout, Duration::from_secs(1));
+        // Zero for the head means the limit of the whole request.
+        assert_eq!(proxy.read_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(proxy.read_header_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(proxy.write_timeout, Some(Duration::from_secs(4)));
+        assert_eq!(proxy.idle_timeout, Some(Duration::from_secs(5)));
     }
 
     #[test]

@@ -1,17 +1,23 @@
 //! `GET /events`: what happens on this node, one JSON object a line, as LiteFS writes it.
 //!
-//! `init` first, then `tx` for each moved position and `primaryChange` for each change of roles.
+//! `init` first, then `tx` for each moved position and `primaryChange` whenever the primary is
+//! another one. Besides LiteFS's: `quarantined` for a database that failed a check, `diverged` when
+//! transactions were kept that the cluster does not have, and with Consul `roleChange`: this node's
+//! role, and why.
 //! A client that is more than [`BACKLOG`] events behind is disconnected.
 
 use std::convert::Infallible;
+use std::path::Path;
 
 use axum::body::{Body, Bytes};
-use litefs_store::{Event, Store, Subscription};
+use litefs_store::{DbName, Event, Store, Subscription};
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::info::DivergedInfo;
 use super::view::Role;
+use crate::lease::action::Transition;
 use litefs_ltx::format_timestamp;
 
 /// Events that a client may be behind.
@@ -26,11 +32,11 @@ pub(super) struct EventHub {
 impl EventHub {
     pub(super) fn new(store: &Store) -> Self {
         let (lines, _) = broadcast::channel(BACKLOG);
-        let sender = lines.clone();
+        let (sender, dir) = (lines.clone(), store.dir().to_owned());
         let subscription = store.subscribe(move |event| {
             // Serializing for nobody would cost every commit.
             if sender.receiver_count() > 0
-                && let Some(line) = store_event_line(event)
+                && let Some(line) = store_event_line(&dir, event)
             {
                 let _ = sender.send(line);
             }
@@ -47,6 +53,7 @@ impl EventHub {
     pub(super) fn stream(
         &self,
         role: watch::Receiver<Role>,
+        transitions: Option<broadcast::Receiver<Transition>>,
         mut stop: watch::Receiver<bool>,
     ) -> Body {
         let lines = self.lines.subscribe();
@@ -54,7 +61,7 @@ impl EventHub {
         tokio::spawn(async move {
             tokio::select! {
                 // An error means that the client is gone.
-                _ = forward(lines, role, sender) => {}
+                _ = forward(lines, role, transitions, sender) => {}
                 () = super::stopped(&mut stop) => {}
             }
         });
@@ -67,6 +74,7 @@ type Gone = mpsc::error::SendError<Result<Bytes, Infallible>>;
 async fn forward(
     mut lines: broadcast::Receiver<Bytes>,
     mut role: watch::Receiver<Role>,
+    mut transitions: Option<broadcast::Receiver<Transition>>,
     sender: mpsc::Sender<Result<Bytes, Infallible>>,
 ) -> Result<(), Gone> {
     let first = role.borrow_and_update().clone();
@@ -89,7 +97,23 @@ async fn forward(
                 let now = role.borrow_and_update().clone();
                 sender.send(Ok(role_line("primaryChange", &now))).await?;
             }
+            transition = next(&mut transitions) => match transition {
+                Some(transition) => sender.send(Ok(transition_line(&transition))).await?,
+                None => transitions = None,
+            },
             () = sender.closed() => return Ok(()),
+        }
+    }
+}
+
+/// The next transition, without those that came too fast; `None` once there will be none.
+async fn next(transitions: &mut Option<broadcast::Receiver<Transition>>) -> Option<Transition> {
+    let Some(receiver) = transitions else { return std::future::pending().await };
+    loop {
+        match receiver.recv().await {
+            Ok(transition) => return Some(transition),
+            Err(broadcast::error::RecvError::Lagged(_)) => (),
+            Err(broadcast::error::RecvError::Closed) => return None,
         }
     }
 }
@@ -111,6 +135,14 @@ struct RoleData<'a> {
 }
 
 #[derive(Serialize)]
+struct TransitionData<'a> {
+    from: &'a str,
+    to: &'a str,
+    epoch: u64,
+    reason: &'a str,
+}
+
+#[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct TxData {
     #[serde(rename = "txID")]
@@ -121,22 +153,45 @@ struct TxData {
     timestamp: String,
 }
 
+#[derive(Serialize)]
+struct QuarantinedData<'a> {
+    reason: &'a str,
+}
+
 fn role_line(kind: &str, role: &Role) -> Bytes {
     let hostname = role.primary_hostname.as_deref();
     line(&Line { r#type: kind, db: None, data: RoleData { is_primary: role.is_primary, hostname } })
 }
 
-/// LiteFS has no event for the others; the log and the metrics have them.
-fn store_event_line(event: &Event) -> Option<Bytes> {
-    let Event::Position { db, pos, page_size, commit, timestamp_ms } = event else { return None };
-    let data = TxData {
-        txid: pos.txid.to_string(),
-        post_apply_checksum: pos.checksum.to_string(),
-        page_size: *page_size,
-        commit: *commit,
-        timestamp: format_timestamp(*timestamp_ms),
-    };
-    Some(line(&Line { r#type: "tx", db: Some(db.as_str()), data }))
+fn transition_line(transition: &Transition) -> Bytes {
+    let Transition { from, to, epoch, reason } = transition;
+    let data = TransitionData { from: from.name(), to: to.name(), epoch: *epoch, reason };
+    line(&Line { r#type: "roleChange", db: None, data })
+}
+
+/// LiteFS's clients pass over types that they do not know.
+fn store_event_line(dir: &Path, event: &Event) -> Option<Bytes> {
+    match event {
+        Event::Position { db, pos, page_size, commit, timestamp_ms } => {
+            let data = TxData {
+                txid: pos.txid.to_string(),
+                post_apply_checksum: pos.checksum.to_string(),
+                page_size: *page_size,
+                commit: *commit,
+                timestamp: format_timestamp(*timestamp_ms),
+            };
+            Some(db_line("tx", db, data))
+        }
+        Event::Quarantined { db, reason } => {
+            Some(db_line("quarantined", db, QuarantinedData { reason }))
+        }
+        Event::Diverged(kept) => Some(db_line("diverged", &kept.db, DivergedInfo::new(dir, kept))),
+        _ => None,
+    }
+}
+
+fn db_line(kind: &str, db: &DbName, data: impl Serialize) -> Bytes {
+    line(&Line { r#type: kind, db: Some(db.as_str()), data })
 }
 
 fn line(value: &impl Serialize) -> Bytes {
@@ -157,7 +212,7 @@ mod tests {
         for n in 0..=BACKLOG {
             lines.send(Bytes::from(n.to_string())).unwrap();
         }
-        let forwarding = tokio::spawn(forward(receiver, role.subscribe(), sender));
+        let forwarding = tokio::spawn(forward(receiver, role.subscribe(), None, sender));
         assert!(client.recv().await.unwrap().unwrap().starts_with(b"{\"type\":\"init\""));
         assert!(client.recv().await.is_none());
         forwarding.await.unwrap().unwrap();
@@ -175,6 +230,17 @@ mod tests {
         assert_eq!(
             role_line("primaryChange", &Role::default()),
             "{\"type\":\"primaryChange\",\"data\":{\"isPrimary\":false}}\n"
+        );
+        let transition = Transition {
+            from: crate::lease::action::Role::Candidate,
+            to: crate::lease::action::Role::Primary,
+            epoch: 7,
+            reason: "the lease was free".to_owned(),
+        };
+        assert_eq!(
+            transition_line(&transition),
+            "{\"type\":\"roleChange\",\"data\":{\"from\":\"candidate\",\"to\":\"primary\",\
+             \"epoch\":7,\"reason\":\"the lease was free\"}}\n"
         );
         let data = TxData {
             txid: "0000000000000002".into(),

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
-use litefs_store::Database;
+use litefs_ltx::format_timestamp;
+use litefs_store::{Database, Diverged};
 use serde::{Deserialize, Serialize};
 
-use super::view::{NodeView, ReplicaStatus};
+use super::view::{LeaseStatus, NodeView, ReplicaStatus};
 use crate::replication::confirm::ConfirmStatus;
 
 /// The answer of `GET /info`; `litefs-node status` reads it back.
@@ -29,6 +31,9 @@ pub struct Info {
     pub node_id: String,
     /// `primary`, `replica` (knows a primary) or `disconnected`.
     pub role: String,
+    /// What the lease says of this node's part.
+    #[serde(default)]
+    pub lease: LeaseInfo,
     /// Milliseconds behind the primary; absent before the first sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_ms: Option<u64>,
@@ -48,6 +53,29 @@ pub struct Info {
 pub struct PrimaryName {
     /// Empty if no primary is known.
     pub hostname: String,
+}
+
+/// The lease.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeaseInfo {
+    /// `static` or `consul`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `primary` or `replica`; with Consul also `starting`, `candidate`, `handing-over`,
+    /// `stepping-down` and `stopped`.
+    pub role: String,
+    /// Why it has that role, or does not get further.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Why Consul does not do what it is asked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// The newest epoch known to this node.
+    pub epoch: u64,
+    /// How long a primary may still commit if Consul does not answer any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right_left_ms: Option<u64>,
 }
 
 /// A connected replica.
@@ -93,10 +121,49 @@ pub struct DatabaseInfo {
     /// Why it is served to nobody, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<String>,
-    /// Directories, below the data directory, with transactions of this node that the cluster did
-    /// not keep.
+    /// What is kept of transactions of this node that the cluster did not keep, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub diverged: Vec<String>,
+    pub diverged: Vec<DivergedInfo>,
+}
+
+/// Transactions of this node that the cluster did not keep, in files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DivergedInfo {
+    /// Names it to `litefs-node ltx extract --diverged` and `ltx forget --diverged`.
+    pub name: String,
+    /// The last position that the cluster kept too, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub common: Option<String>,
+    /// Where the database was.
+    pub newest: String,
+    /// How many transactions the cluster did not keep, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transactions: Option<u64>,
+    /// When it was kept, as RFC 3339; empty if unknown.
+    pub kept_at: String,
+    /// True if the whole database is among the files.
+    pub whole: bool,
+    /// The directory with the files, below the data directory.
+    pub path: String,
+}
+
+impl DivergedInfo {
+    /// `dir` is the data directory.
+    pub(crate) fn new(dir: &Path, kept: &Diverged) -> Self {
+        Self {
+            name: kept.id(),
+            common: kept.common.map(|pos| pos.to_string()),
+            newest: kept.newest.to_string(),
+            transactions: kept.transactions(),
+            kept_at: match kept.kept_ms {
+                0 => String::new(),
+                ms => format_timestamp(ms),
+            },
+            whole: kept.whole,
+            path: kept.path.strip_prefix(dir).unwrap_or(&kept.path).display().to_string(),
+        }
+    }
 }
 
 impl Info {
@@ -117,11 +184,25 @@ impl Info {
             primary: PrimaryName { hostname: role.primary_hostname.unwrap_or_default() },
             node_id: format!("{:016X}", store.node_id()),
             role: role_name.to_owned(),
-            lag_ms: view.lag().map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+            lease: view.lease().into(),
+            lag_ms: view.lag().map(millis),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             replicas: view.replicas().into_iter().map(ReplicaInfo::from).collect(),
             replication: view.confirm().map(ReplicationInfo::from),
             databases: databases(store.dir(), &store.databases()),
+        }
+    }
+}
+
+impl From<LeaseStatus> for LeaseInfo {
+    fn from(lease: LeaseStatus) -> Self {
+        Self {
+            kind: lease.kind.to_owned(),
+            role: lease.role.to_owned(),
+            reason: lease.reason,
+            trouble: lease.trouble,
+            epoch: lease.epoch,
+            right_left_ms: lease.right_left.map(millis),
         }
     }
 }
@@ -135,6 +216,10 @@ impl From<ConfirmStatus> for ReplicationInfo {
             waiting: status.waiting,
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl From<ReplicaStatus> for ReplicaInfo {
@@ -169,12 +254,10 @@ fn databases(dir: &Path, all: &[Database]) -> BTreeMap<String, DatabaseInfo> {
         .collect()
 }
 
-fn diverged(dir: &Path, db: &Database) -> Vec<String> {
+fn diverged(dir: &Path, db: &Database) -> Vec<DivergedInfo> {
     let kept = db.diverged().unwrap_or_else(|e| {
         tracing::warn!(db = db.name().as_str(), "cannot look for diverged transactions: {e}");
         Vec::new()
     });
-    let shown =
-        |path: &std::path::PathBuf| path.strip_prefix(dir).unwrap_or(path).display().to_string();
-    kept.iter().map(shown).collect()
+    kept.iter().map(|kept| DivergedInfo::new(dir, kept)).collect()
 }

@@ -10,6 +10,7 @@ use rusqlite::Connection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::lease::action::Transition;
 
 /// Longest wait for anything in these tests.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -44,6 +45,36 @@ impl NodeView for TestNode {
             unacknowledged_transactions: 7,
         }]
     }
+
+    fn lease(&self) -> LeaseStatus {
+        LeaseStatus { kind: "consul", right_left: Some(Duration::from_secs(2)), ..self.fixed() }
+    }
+
+    fn transitions(&self) -> Option<tokio::sync::broadcast::Receiver<Transition>> {
+        None
+    }
+
+    fn promote(&self) -> Wish {
+        self.answer(0)
+    }
+
+    fn hand_over(&self, node: u64) -> Wish {
+        self.answer(node)
+    }
+}
+
+impl TestNode {
+    fn fixed(&self) -> LeaseStatus {
+        LeaseStatus::fixed(self.role.borrow().is_primary, 3)
+    }
+
+    /// Says what was wanted, or grants it to node 7.
+    fn answer(&self, node: u64) -> Wish {
+        let (answer, wish) = Wish::new();
+        let result = if node == 7 { Ok(()) } else { Err(format!("not to {node:x}")) };
+        answer.send(result).unwrap();
+        wish
+    }
 }
 
 pub(crate) struct Fixture {
@@ -55,13 +86,22 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// A primary in a directory of its own, so that an escape from it shows.
     pub(crate) fn start() -> Self {
+        Self::start_with(|node, listener| {
+            Server::start(node.clone(), listener, local_access(), None).unwrap()
+        })
+    }
+
+    /// The same, with the server that is started by `serve`.
+    pub(crate) fn start_with(
+        serve: impl FnOnce(&Arc<TestNode>, std::net::TcpListener) -> Server,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("data")).unwrap();
         let role = watch::Sender::new(primary());
         let node = Arc::new(TestNode { store, role });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let server = Server::start(node.clone(), listener).unwrap();
+        let server = serve(&node, listener);
         Self { dir, node, server }
     }
 
@@ -93,13 +133,19 @@ impl Fixture {
         assert_eq!(status, 200, "{body:?}");
     }
 
-    fn txid(&self, name: &str) -> u64 {
+    /// Without the API.
+    pub(crate) fn import_here(&self, name: &str, rows: u32) {
+        let database = self.node.store.create(&DbName::new(name).unwrap()).unwrap();
+        database.import(&mut &sqlite_file(rows)[..]).unwrap();
+    }
+
+    pub(crate) fn txid(&self, name: &str) -> u64 {
         let name = DbName::new(name).unwrap();
         self.node.store.database(&name).map_or(0, |db| db.pos().txid.get())
     }
 
     /// Everything below the fixture's directory but the log and base of the databases.
-    fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut pending = vec![self.dir.path().to_owned()];
         while let Some(dir) = pending.pop() {
@@ -114,6 +160,13 @@ impl Fixture {
         found.sort();
         found
     }
+}
+
+/// No certificates and no token.
+pub(crate) fn local_access() -> Arc<Access> {
+    let config = crate::Config::new("/none");
+    let tls = Arc::new(crate::tls::TlsMode::load(&config).unwrap());
+    Access::new(&config, &tls).unwrap()
 }
 
 fn primary() -> Role {
@@ -370,6 +423,50 @@ async fn events_begin_with_the_role_and_follow_commits_and_role_changes() {
     tokio::time::timeout(LIMIT, f.server.shutdown()).await.unwrap();
 }
 
+/// LiteFS's status codes (http/server.go, handlePostPromote and handlePostHandoff).
+#[tokio::test]
+async fn the_role_is_moved_with_litefss_status_codes() {
+    let f = Fixture::start();
+    assert_eq!(f.text("POST", "/promote").await, (200, String::new()), "it is primary already");
+    f.node.role.send_replace(Role::default());
+    let (status, text) = f.text("POST", "/promote").await;
+    assert_eq!((status, text.as_str()), (500, "not to 0\n"));
+    assert_eq!(f.text("GET", "/promote").await.0, 405);
+    for bad in ["", "?nodeID=", "?nodeID=xyz", "?nodeID=+7", "?nodeID=11112222333344445"] {
+        let (status, text) = f.text("POST", &format!("/handoff{bad}")).await;
+        assert!(status == 400 && text.contains("nodeID"), "{bad}: {status} {text}");
+    }
+    assert_eq!(f.text("POST", "/handoff?nodeID=0000000000000007").await.0, 200);
+    let (status, text) = f.text("POST", "/handoff?nodeID=AB").await;
+    assert_eq!((status, text.as_str()), (500, "not to ab\n"));
+}
+
+#[tokio::test]
+async fn health_tells_live_from_ready_and_says_why() {
+    let f = Fixture::start();
+    let json = async |path: &str| {
+        let (status, text) = f.text("GET", path).await;
+        let health: serde_json::Value = serde_json::from_str(&text).unwrap();
+        (status, health)
+    };
+    assert_eq!(json("/health/live").await, (200, serde_json::json!({ "live": true })));
+    let (status, health) = json("/health/ready").await;
+    assert_eq!((status, &health["ready"], &health["role"]), (200, &true.into(), &"primary".into()));
+    // A primary that may not commit is alive.
+    f.node.store.gate().close("a test");
+    let (status, health) = json("/health/ready").await;
+    assert_eq!((status, &health["ready"]), (503, &false.into()));
+    assert!(health["reason"].as_str().unwrap().contains("commit"));
+    assert_eq!(json("/health/live").await.0, 200);
+    // The test's nodes are 1.5 s behind.
+    f.node.role.send_replace(replica());
+    assert_eq!(json("/health/ready").await.0, 200);
+    let (status, health) = json("/health/ready?max-lag=1s").await;
+    assert_eq!((status, &health["lagMs"]), (503, &1500.into()));
+    assert_eq!(json("/health?max-lag=1s").await, (200, health));
+    assert_eq!(f.text("GET", "/health/ready?max-lag=soon").await.0, 400);
+}
+
 #[tokio::test]
 async fn metrics_have_litefss_names() {
     let f = Fixture::start();
@@ -387,6 +484,11 @@ async fn metrics_have_litefss_names() {
         "litefs_db_commit_count{db=\"a.db\"} 1",
         "litefs_db_quarantined{db=\"a.db\"} 0",
         "litefs_db_diverged{db=\"a.db\"} 0",
+        "litefs_lease_role{role=\"primary\"} 1",
+        "litefs_lease_role{role=\"handing-over\"} 0",
+        "litefs_lease_epoch 3",
+        "litefs_lease_transition_count 0",
+        "litefs_lease_right_seconds 2.0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
     }

@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use litefs_store::Store;
-use tokio::sync::watch;
+use litefs_ltx::Txid;
+use litefs_store::{DbName, Store};
+use prometheus_client::metrics::histogram::Histogram;
+use tokio::sync::{broadcast, oneshot, watch};
 
+use crate::lease::action::Transition;
 use crate::replication::confirm::ConfirmStatus;
 
 /// A node, as the HTTP API and the metrics see it. Every method answers at once.
@@ -19,11 +22,100 @@ pub trait NodeView: Send + Sync + 'static {
     /// How far this node is behind the primary: zero on the primary, `None` on a replica that
     /// never was at the primary's positions since it started.
     fn lag(&self) -> Option<Duration>;
+    /// The newest transaction of a database that the application on this replica sees; `None` if it
+    /// does not exist. With a mount, that may be a moment behind the store.
+    fn visible(&self, db: &DbName) -> Option<Txid> {
+        Some(self.store().database(db)?.pos().txid)
+    }
+    /// Changes when [`NodeView::visible`] may have changed without an event of the store.
+    fn shown(&self) -> watch::Receiver<()> {
+        watch::Sender::new(()).subscribe()
+    }
     /// The replicas connected to this node, in any order.
     fn replicas(&self) -> Vec<ReplicaStatus>;
+    /// What the lease says of its part.
+    fn lease(&self) -> LeaseStatus;
+    /// Changes of its role from now on; `None` if there will be none.
+    fn transitions(&self) -> Option<broadcast::Receiver<Transition>>;
+    /// Asks that it become the primary.
+    fn promote(&self) -> Wish;
+    /// Asks that it hand the role of the primary over to another node.
+    fn hand_over(&self, node: u64) -> Wish;
     /// What commits wait for; `None` in mode `async`.
     fn confirm(&self) -> Option<ConfirmStatus> {
         None
+    }
+}
+
+/// What the lease says of this node's part.
+#[derive(Debug, Clone)]
+pub struct LeaseStatus {
+    /// `static` or `consul`.
+    pub kind: &'static str,
+    /// The role, one word.
+    pub role: &'static str,
+    /// Why it has that role, or does not get further; may be empty.
+    pub reason: String,
+    /// The newest epoch known to this node.
+    pub epoch: u64,
+    /// Changes of role, or of its reason, since the start.
+    pub transitions: u64,
+    /// How long this node may still commit if it hears nothing more; `None`: without end.
+    pub right_left: Option<Duration>,
+    /// Why Consul does not do what it is asked to, if so.
+    pub trouble: Option<String>,
+    /// How long it took to extend that right, in seconds.
+    pub beats: Option<Histogram>,
+}
+
+impl LeaseStatus {
+    /// A static lease.
+    pub fn fixed(is_primary: bool, epoch: u64) -> Self {
+        Self {
+            kind: "static",
+            role: if is_primary { "primary" } else { "replica" },
+            reason: String::new(),
+            epoch,
+            transitions: 0,
+            right_left: None,
+            trouble: None,
+            beats: None,
+        }
+    }
+}
+
+/// A wish that is not granted in this time is not granted at all, or later.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What came of a wish that the role of the primary should move; known later.
+#[derive(Debug)]
+pub struct Wish(oneshot::Receiver<Result<(), String>>);
+
+impl Wish {
+    /// A wish, and where its answer goes.
+    pub fn new() -> (oneshot::Sender<Result<(), String>>, Self) {
+        let (answer, answered) = oneshot::channel();
+        (answer, Self(answered))
+    }
+
+    /// One that cannot be granted.
+    pub fn of_static_lease() -> Self {
+        let (answer, wish) = Self::new();
+        // The receiver is here.
+        let _ = answer.send(Err("the lease is static: it never moves (lease.type)".to_owned()));
+        wish
+    }
+
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// Why the role does not move.
+    pub async fn answer(self) -> Result<(), String> {
+        match tokio::time::timeout(PATIENCE, self.0).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err("the node is shutting down".to_owned()),
+            Err(_) => Err(format!("it has not moved after {PATIENCE:?}")),
+        }
     }
 }
 

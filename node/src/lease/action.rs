@@ -82,6 +82,17 @@ pub enum Role {
 }
 
 impl Role {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Starting,
+        Self::Replica,
+        Self::Candidate,
+        Self::Primary,
+        Self::HandingOver,
+        Self::SteppingDown,
+        Self::Stopped,
+    ];
+
     /// One word, for metrics, events and logs.
     pub fn name(self) -> &'static str {
         match self {

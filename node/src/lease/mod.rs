@@ -10,8 +10,12 @@
 //! begins a new epoch.
 
 pub mod action;
+pub mod consul;
 pub mod election;
 pub mod view;
+
+#[cfg(test)]
+mod sim_tests;
 
 use tokio::sync::watch;
 

@@ -5,17 +5,18 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use litefs_store::{DbName, ErrorKind, Event, Pos, Store};
+use litefs_store::{Database, DbName, ErrorKind, Event, Pos, Store};
 use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::control::{Control, ControlError};
+use super::diverged;
 use super::receive::{Limits, Receiver};
 use super::replica::{Action, DIAL_TIMEOUT, Local, Upstream};
 use super::serve::close_connection;
-use super::standing::Standing;
+use super::standing::{Standing, received_now};
 use super::wire::{Close, FromPrimary, FromReplica, MAX_POINTS, Offer, Reason, Welcome};
 use super::{printable, wall_ms};
 use crate::config;
@@ -25,8 +26,21 @@ use crate::tls::{self, TlsMode};
 /// Offers in one message when joining.
 const OFFER_BATCH: usize = 200;
 
-/// Called with who welcomed us, and with nobody when that has ended.
-pub type Linked = Box<dyn Fn(Option<&Welcome>) + Send + Sync>;
+/// What becomes of the connection to the primary.
+#[derive(Debug)]
+pub enum LinkEvent<'a> {
+    /// It welcomed us.
+    Up(&'a Welcome),
+    /// Everything of it has arrived.
+    InSync(&'a Welcome),
+    /// It does not hand its role over, for this reason.
+    NoTakeOver(&'a str),
+    /// The connection on which it had welcomed us, or was about to, is over; not by our own wish.
+    Down,
+}
+
+/// Told what becomes of the connection.
+pub type Listener = Box<dyn Fn(LinkEvent<'_>) + Send + Sync>;
 
 /// What a follower needs to know.
 pub struct Follow {
@@ -40,8 +54,8 @@ pub struct Follow {
     pub target: config::Endpoint,
     /// The databases to keep; empty: all.
     pub filter: Vec<DbName>,
-    /// Told who welcomed us, and when that ends.
-    pub linked: Linked,
+    /// Told what becomes of the connection.
+    pub listener: Listener,
     /// Told the connection over which clients can write.
     pub forwarding: Arc<Forwarding>,
 }
@@ -51,6 +65,7 @@ pub struct Follower {
     upstream: Arc<Mutex<Upstream>>,
     epoch_start: Instant,
     failure: Arc<Mutex<Option<String>>>,
+    wake: Arc<Notify>,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -62,17 +77,18 @@ impl Follower {
         let (stop, stopped) = watch::channel(false);
         let epoch_start = Instant::now();
         let failure: Arc<Mutex<Option<String>>> = Arc::default();
+        let wake = Arc::new(Notify::new());
         let driver = Driver {
             follow,
             upstream: upstream.clone(),
-            wake: Arc::new(Notify::new()),
+            wake: wake.clone(),
             limits: Limits::default(),
             epoch_start,
             stopped,
             failure: failure.clone(),
         };
         let task = tokio::spawn(driver.run());
-        Self { upstream, epoch_start, failure, stop, task }
+        Self { upstream, epoch_start, failure, wake, stop, task }
     }
 
     /// How long ago this node last had everything; `None` if it never had.
@@ -88,6 +104,13 @@ impl Follower {
     /// Why there is no connection to the primary; `None` while there is one, or was not tried yet.
     pub fn failure(&self) -> Option<String> {
         self.failure.lock().clone()
+    }
+
+    /// Asks the primary to hand its role over to this node; false if there is no connection to it.
+    pub fn ask_take_over(&self) -> bool {
+        let is_asked = self.upstream.lock().handle_take_over();
+        self.wake.notify_one();
+        is_asked
     }
 
     /// Disconnects. When it returns, nothing of the primary is being applied any more.
@@ -160,7 +183,9 @@ impl Driver {
         };
         let end = self.follow_connection(&connection, streams).await;
         self.follow.forwarding.set_primary(None);
-        (self.follow.linked)(None);
+        if !*self.stopped.borrow() {
+            (self.follow.listener)(LinkEvent::Down);
+        }
         let (reason, text) = match end {
             End::Close(close) => (Some(close.reason), close.text),
             End::Lost(error) => explain(&error),
@@ -380,7 +405,8 @@ impl Link<'_> {
             Action::Join(welcome) => return self.join(&welcome),
             Action::OfferPoints(db) => {
                 let known = self.driver.follow.store.database(&db);
-                let points = known.map(|db| db.rewind_points(MAX_POINTS)).unwrap_or_default();
+                let points = || known.map(|db| db.history_points(MAX_POINTS)).unwrap_or_default();
+                let points = tokio::task::block_in_place(points);
                 self.control.push_to_primary(&FromReplica::Points(db, points));
             }
             Action::Rewind(db, to) => {
@@ -394,6 +420,10 @@ impl Link<'_> {
                 self.tasks.spawn(rewind.run(db, to));
             }
             Action::NoteInSync(primary) => self.note_in_sync(&primary),
+            Action::Sync => self.sync(),
+            Action::NoTakeOver(why) => {
+                (self.driver.follow.listener)(LinkEvent::NoTakeOver(&why));
+            }
             Action::WarnUnknown(db) => tracing::warn!(
                 %db,
                 "the primary has no database of this name: it is kept here as it is and not \
@@ -405,15 +435,48 @@ impl Link<'_> {
 
     fn note_in_sync(&self, primary: &Welcome) {
         tracing::info!("in sync with primary {}", primary.hostname);
-        let standing = Standing::of(self.driver.follow.store.dir());
-        if let Err(error) = standing.note_in_sync(primary) {
+        let store = &self.driver.follow.store;
+        let filter = &self.driver.follow.filter;
+        let upstream = self.driver.upstream.lock();
+        let theirs = Store::databases(store)
+            .into_iter()
+            .filter(|db| filter.is_empty() || filter.contains(db.name()))
+            .filter(|db| !upstream.is_unknown(db.name()));
+        let theirs: Vec<Database> = theirs.collect();
+        drop(upstream);
+        let noted = tokio::task::block_in_place(|| {
+            let received = received_now(store, &theirs);
+            Standing::of(store.dir()).note_in_sync(primary, &received).map(|()| received)
+        });
+        let noted = noted.map(|received| self.receiver.set_received(Some(received)));
+        if let Err(error) = noted {
             tracing::warn!("cannot remember that this node is in sync: {error}");
         }
+        (self.driver.follow.listener)(LinkEvent::InSync(primary));
+    }
+
+    /// Puts all databases on disk, at once rather than in the background.
+    fn sync(&mut self) {
+        let (store, upstream) = (self.driver.follow.store.clone(), self.driver.upstream.clone());
+        let wake = self.driver.wake.clone();
+        self.tasks.spawn(async move {
+            let syncing = tokio::task::spawn_blocking(move || {
+                let all = Store::databases(&store).into_iter();
+                // A failure poisons the database, and shows in its position on disk.
+                all.inspect(|db| drop(db.sync())).map(|db| db.name().clone()).collect::<Vec<_>>()
+            });
+            if let Ok(synced) = syncing.await {
+                upstream.lock().handle_synced(synced);
+                wake.notify_one();
+            }
+        });
     }
 
     fn join(&mut self, welcome: &Welcome) -> Result<(), End> {
         let store = &self.driver.follow.store;
-        self.receiver.set_trusted(Standing::of(store.dir()).follows(welcome));
+        let standing = Standing::of(store.dir());
+        let received = tokio::task::block_in_place(|| standing.received_of(welcome));
+        self.receiver.set_received(received);
         let adopt = || -> litefs_store::Result<()> {
             store.set_cluster_id(&welcome.cluster)?;
             store.set_epoch(welcome.epoch)
@@ -425,7 +488,7 @@ impl Link<'_> {
         let (hostname, node, epoch) = (&welcome.hostname, welcome.node, welcome.epoch);
         tracing::info!("following primary {hostname} (node {node:016x}), epoch {epoch}");
         *self.driver.failure.lock() = None;
-        (self.driver.follow.linked)(Some(welcome));
+        (self.driver.follow.listener)(LinkEvent::Up(welcome));
         self.driver.follow.forwarding.set_primary(Some(self.connection.clone()));
         let filter = &self.driver.follow.filter;
         if !filter.is_empty() {
@@ -480,7 +543,7 @@ impl Rewind {
         let Some(permit) = self.receiver.limits().applier().await else { return };
         let rewinding = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            db.preserve_diverged(Some(to))?;
+            diverged::keep(&db, Some(to))?;
             db.rewind(to)
         });
         // It fails if the call panicked, which has been reported.

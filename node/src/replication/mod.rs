@@ -20,6 +20,7 @@
 
 pub mod confirm;
 mod control;
+pub mod diverged;
 pub mod follow;
 pub mod lag;
 pub(crate) mod pipe;

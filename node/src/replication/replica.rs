@@ -64,6 +64,10 @@ pub enum Action {
     WarnUnknown(DbName),
     /// Remember that everything of this primary has arrived.
     NoteInSync(Welcome),
+    /// Put everything on disk, then [`Upstream::handle_synced`].
+    Sync,
+    /// The primary does not hand its role over, for this reason.
+    NoTakeOver(String),
 }
 
 /// Decides whether all content must be preserved before a snapshot record replaces it: `base` is
@@ -104,14 +108,22 @@ pub struct Upstream {
     random: u64,
     hello_due: bool,
     heartbeat_due: Duration,
+    /// It is due, once the acknowledgements are sent.
+    is_heartbeat_due: bool,
     join: Option<Welcome>,
     welcome: Option<Welcome>,
     questions: BTreeMap<DbName, Action>,
     warned: HashSet<DbName>,
-    /// Databases whose position the primary found not to be on its history.
-    diverged: HashSet<DbName>,
+    /// Databases whose position the primary found not to be on its history, with the newest common
+    /// position once it has named one.
+    diverged: HashMap<DbName, Option<Pos>>,
+    /// Databases that the primary does not have, on the present connection.
+    unknown: HashSet<DbName>,
     was_in_sync: bool,
     in_sync_due: bool,
+    sync_due: bool,
+    take_over_due: bool,
+    no_take_over: Option<String>,
     /// All databases are to be acknowledged: of those that did not move, the primary only knows
     /// that they are here, not that they are on disk.
     all_due: bool,
@@ -139,13 +151,18 @@ impl Upstream {
             random: seed,
             hello_due: false,
             heartbeat_due: Duration::ZERO,
+            is_heartbeat_due: false,
             join: None,
             welcome: None,
             questions: BTreeMap::new(),
             warned: HashSet::new(),
-            diverged: HashSet::new(),
+            diverged: HashMap::new(),
+            unknown: HashSet::new(),
             was_in_sync: false,
             in_sync_due: false,
+            sync_due: false,
+            take_over_due: false,
+            no_take_over: None,
             all_due: false,
             moved: BTreeSet::new(),
             unsynced: HashSet::new(),
@@ -172,7 +189,18 @@ impl Upstream {
     /// True if the primary found this database's position not to be on its history, on the present
     /// connection.
     pub fn has_diverged(&self, db: &DbName) -> bool {
-        self.diverged.contains(db)
+        self.diverged.contains_key(db)
+    }
+
+    /// The newest position of a diverged database that the primary has too, as it named it on the
+    /// present connection.
+    pub fn common(&self, db: &DbName) -> Option<Pos> {
+        self.diverged.get(db).copied().flatten()
+    }
+
+    /// True if the primary said on the present connection that it does not have this database.
+    pub fn is_unknown(&self, db: &DbName) -> bool {
+        self.unknown.contains(db)
     }
 
     /// The primary's wall clock at its last heartbeat, ms since 1970.
@@ -194,12 +222,17 @@ impl Upstream {
         self.link = Link::Waiting { until: now + wait };
         self.close = None;
         self.hello_due = false;
+        self.is_heartbeat_due = false;
         self.join = None;
         self.welcome = None;
         self.questions.clear();
         self.diverged.clear();
+        self.unknown.clear();
         self.was_in_sync = false;
         self.in_sync_due = false;
+        self.sync_due = false;
+        self.take_over_due = false;
+        self.no_take_over = None;
         self.all_due = false;
         self.moved.clear();
         self.unsynced.clear();
@@ -217,13 +250,15 @@ impl Upstream {
                 self.handle_welcome(now, welcome, local);
             }
             (Link::Live { .. }, FromPrimary::AskPoints(db)) => {
-                self.diverged.insert(db.clone());
+                self.diverged.insert(db.clone(), None);
                 self.note_question(db.clone(), Action::OfferPoints(db));
             }
             (Link::Live { .. }, FromPrimary::Rewind(db, to)) => {
+                self.diverged.insert(db.clone(), Some(to));
                 self.note_question(db.clone(), Action::Rewind(db, to));
             }
             (Link::Live { .. }, FromPrimary::Unknown(db)) => {
+                self.unknown.insert(db.clone());
                 if self.warned.insert(db.clone()) {
                     self.note_question(db.clone(), Action::WarnUnknown(db));
                 }
@@ -234,11 +269,15 @@ impl Upstream {
                     self.note_lag(now, Duration::from_millis(lag_ms));
                 }
             }
+            (Link::Live { .. }, FromPrimary::Sync) => self.sync_due = true,
+            (Link::Live { .. }, FromPrimary::NoTakeOver(why)) => self.no_take_over = Some(why),
             (_, FromPrimary::Goodbye(close)) => self.handle_end(close),
             _ => self.refuse(Reason::BadProtocol, "a message out of order"),
         }
         self.handle_alive(now);
-        if self.diverged.len().max(self.warned.len()).max(self.questions.len()) > MAX_DATABASES {
+        let named =
+            [self.diverged.len(), self.unknown.len(), self.warned.len(), self.questions.len()];
+        if named.into_iter().any(|count| count > MAX_DATABASES) {
             self.refuse(Reason::BadProtocol, "too many databases");
         }
     }
@@ -265,6 +304,7 @@ impl Upstream {
         self.moved.insert(db.clone());
         self.troubles.remove(db);
         self.awaited.remove(db);
+        self.unknown.remove(db);
         // It was for a stream that was left; an older offer is being answered.
         self.reoffers.remove(db);
     }
@@ -298,6 +338,18 @@ impl Upstream {
         // The first time may be over before anybody notices.
         let due = if *count == 1 { now } else { now + wait };
         self.note_reoffer(db, due, snapshot);
+    }
+
+    /// These databases are on disk, as far as they had been applied: acknowledge that.
+    pub fn handle_synced(&mut self, dbs: impl IntoIterator<Item = DbName>) {
+        self.moved.extend(dbs);
+    }
+
+    /// Asks the primary to hand its role over; [`Action::NoTakeOver`] if it does not. False if
+    /// there is no primary to ask.
+    pub fn handle_take_over(&mut self) -> bool {
+        self.take_over_due = matches!(self.link, Link::Live { .. });
+        self.take_over_due
     }
 
     /// The connection must end: the primary says so, broke the protocol, or sent a record that
@@ -338,6 +390,12 @@ impl Upstream {
         if std::mem::take(&mut self.in_sync_due) {
             return self.welcome.clone().map(Action::NoteInSync);
         }
+        if std::mem::take(&mut self.sync_due) {
+            return Some(Action::Sync);
+        }
+        if let Some(why) = self.no_take_over.take() {
+            return Some(Action::NoTakeOver(why));
+        }
         self.questions.pop_first().map(|(_, action)| action)
     }
 
@@ -359,6 +417,9 @@ impl Upstream {
         if !matches!(self.link, Link::Live { .. }) {
             return None;
         }
+        if std::mem::take(&mut self.take_over_due) {
+            return Some(FromReplica::TakeOver);
+        }
         let offers = self.due_offers(now, local);
         if !offers.is_empty() {
             return Some(FromReplica::Offers(offers));
@@ -366,9 +427,10 @@ impl Upstream {
         if std::mem::take(&mut self.all_due) {
             self.moved.extend(local.databases());
         }
-        let is_due = now >= self.heartbeat_due;
-        if is_due {
-            // A background sync makes no noise; ask again with each heartbeat.
+        if now >= self.heartbeat_due {
+            self.heartbeat_due = now + HEARTBEAT_INTERVAL;
+            self.is_heartbeat_due = true;
+            // A background sync makes no noise; ask again once with each heartbeat.
             let unsynced = std::mem::take(&mut self.unsynced);
             self.moved.extend(unsynced);
         }
@@ -376,10 +438,8 @@ impl Upstream {
         if !acks.is_empty() {
             return Some(FromReplica::Acks(acks));
         }
-        is_due.then(|| {
-            self.heartbeat_due = now + HEARTBEAT_INTERVAL;
-            FromReplica::Heartbeat { wall_ms }
-        })
+        let is_due = std::mem::take(&mut self.is_heartbeat_due);
+        is_due.then_some(FromReplica::Heartbeat { wall_ms })
     }
 
     /// When to poll again at the latest.

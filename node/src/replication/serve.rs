@@ -29,6 +29,10 @@ const BULK_READERS: usize = 16;
 /// A replica that has not closed the connection after this time is left alone.
 pub const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Called when a replica, by its node id, asks for the role; the closure tells it why it does not
+/// get it, now or later.
+pub type TakeOver = Box<dyn Fn(u64, Box<dyn FnOnce(&str) + Send>) + Send + Sync>;
+
 /// The time in which this node is the primary.
 pub struct Term {
     store: Store,
@@ -41,6 +45,9 @@ pub struct Term {
     sessions_begun: AtomicU64,
     /// Why the term is over, once it is.
     ended: Mutex<Option<Close>>,
+    take_over: TakeOver,
+    /// Replicas have acknowledged something, or have come or gone.
+    moved: Notify,
     epoch_start: Instant,
     _commits: Subscription,
 }
@@ -71,13 +78,20 @@ struct Session {
     /// Newest positions since the session's last turn.
     commits: Mutex<HashMap<DbName, Pos>>,
     wake: Notify,
+    /// What others want the replica to be told.
+    word: Mutex<Option<FromPrimary>>,
 }
 
 type JobEnd = (DbName, Line, Outcome);
 
 impl Term {
     /// Begins a term. The write gate opens afterwards.
-    pub fn begin(store: Store, identity: Identity, confirmer: Option<Arc<Confirmer>>) -> Self {
+    pub fn begin(
+        store: Store,
+        identity: Identity,
+        confirmer: Option<Arc<Confirmer>>,
+        take_over: TakeOver,
+    ) -> Self {
         if let Some(confirmer) = &confirmer {
             confirmer.begin();
         }
@@ -97,6 +111,8 @@ impl Term {
             sessions,
             sessions_begun: AtomicU64::new(0),
             ended: Mutex::new(None),
+            take_over,
+            moved: Notify::new(),
             epoch_start: Instant::now(),
             _commits: commits,
         }
@@ -111,6 +127,44 @@ impl Term {
     pub fn replicas(&self) -> Vec<ConnectedReplica> {
         let now = self.epoch_start.elapsed();
         self.sessions().iter().filter_map(|session| session.state(now)).collect()
+    }
+
+    /// Waits until a replica has acknowledged everything that is here now, on its disk. Nothing may
+    /// be committed meanwhile.
+    ///
+    /// # Errors
+    /// The replica is not connected, or takes longer: which database is missing.
+    pub async fn caught_up(&self, node: u64, timeout: Duration) -> Result<(), String> {
+        let missing = Mutex::new("the replica is not connected".to_owned());
+        let mut is_asked = false;
+        let waiting = async {
+            loop {
+                let moved = self.moved.notified();
+                tokio::pin!(moved);
+                moved.as_mut().enable();
+                let Some(session) = self.session_of(node) else {
+                    return Err(missing.lock().clone());
+                };
+                let (applied, synced) = session.missing(&self.store);
+                // Its background would sync too, and tell with the next heartbeat.
+                if applied.is_none() && synced.is_some() && !is_asked {
+                    session.tell(FromPrimary::Sync);
+                    is_asked = true;
+                }
+                let Some(first) = applied.or(synced) else { return Ok(()) };
+                *missing.lock() = first;
+                moved.await;
+            }
+        };
+        let waited = tokio::time::timeout(timeout, waiting).await;
+        waited.unwrap_or_else(|_| Err(missing.lock().clone()))
+    }
+
+    fn session_of(&self, node: u64) -> Option<Arc<Session>> {
+        let is_of = |session: &&Arc<Session>| {
+            session.peer.lock().hello().is_some_and(|hello| hello.node == node)
+        };
+        self.sessions().iter().rev().find(is_of).cloned()
     }
 
     /// A copy: whoever waits for a session's peer must not hold the list, which commits need.
@@ -144,6 +198,7 @@ impl Term {
             peer: Mutex::new(Peer::new(self.identity.clone(), self.epoch_start.elapsed())),
             commits: Mutex::default(),
             wake: Notify::new(),
+            word: Mutex::new(None),
         });
         self.sessions.write().push(session.clone());
         let mut drive = Drive {
@@ -161,6 +216,7 @@ impl Term {
             end = drive.say_goodbye(close).await;
         }
         self.sessions.write().retain(|other| !Arc::ptr_eq(other, &session));
+        self.moved.notify_waiters();
         drive.leave_quorum();
         match end {
             End::Close(close) | End::Goodbye(close) => close_connection(&connection, &close),
@@ -190,6 +246,33 @@ impl Session {
         if was_empty {
             self.wake.notify_one();
         }
+    }
+
+    /// Has the replica told this; what was not told yet and is older is dropped.
+    fn tell(&self, word: FromPrimary) {
+        *self.word.lock() = Some(word);
+        self.wake.notify_one();
+    }
+
+    /// A database that the replica has not applied, and one that it has not on disk, up to what is
+    /// here; in words.
+    fn missing(&self, store: &Store) -> (Option<String>, Option<String>) {
+        let acks: HashMap<DbName, Ack> =
+            self.peer.lock().acks().map(|ack| (ack.db.clone(), ack)).collect();
+        let (mut applied, mut synced) = (None, None);
+        for db in store.databases().iter().filter(|db| !db.pos().is_zero()) {
+            let (name, newest) = (db.name(), db.pos());
+            let ack = acks.get(name);
+            let at = |pos: Option<Pos>| pos.unwrap_or_default();
+            let (there, on_disk) = (at(ack.map(|a| a.applied)), at(ack.map(|a| a.synced)));
+            if there != newest {
+                applied.get_or_insert(format!("it has {name} at {there}, the primary at {newest}"));
+            }
+            if on_disk != newest {
+                synced.get_or_insert(format!("it has {name} on disk at {on_disk} of {newest}"));
+            }
+        }
+        (applied, synced)
     }
 
     fn state(&self, now: Duration) -> Option<ConnectedReplica> {
@@ -325,6 +408,12 @@ impl Drive<'_> {
                 self.control.push_to_replica(&message);
             }
         }
+        self.pass_on_wish();
+        if !self.control.is_clogged()
+            && let Some(word) = self.session.word.lock().take()
+        {
+            self.control.push_to_replica(&word);
+        }
         loop {
             let Some(work) = self.session.peer.lock().poll_work() else { return Ok(()) };
             match work {
@@ -363,6 +452,7 @@ impl Drive<'_> {
                 message,
                 FromReplica::Offers(_) | FromReplica::Ready | FromReplica::Points(..)
             );
+            let is_ack = matches!(message, FromReplica::Acks(_));
             let acks = match (&message, self.joined) {
                 (FromReplica::Acks(acks), Some(_)) => acks.clone(),
                 _ => Vec::new(),
@@ -379,8 +469,23 @@ impl Drive<'_> {
             if is_hello {
                 self.welcome();
             }
+            if is_ack {
+                self.term.moved.notify_waiters();
+            }
         }
         Ok(())
+    }
+
+    /// Whether the replica gets the role is decided elsewhere.
+    fn pass_on_wish(&self) {
+        let node = {
+            let mut peer = self.session.peer.lock();
+            peer.hello().map(|hello| hello.node).filter(|_| peer.poll_take_over())
+        };
+        let Some(node) = node else { return };
+        let session = self.session.clone();
+        let refuse = move |why: &str| session.tell(FromPrimary::NoTakeOver(printable(why)));
+        (self.term.take_over)(node, Box::new(refuse));
     }
 
     /// Once the replica has had everything, commits may wait for it.

@@ -487,7 +487,11 @@ impl World {
                 line.truncate(common + 1);
                 replica.upstream.handle_reoffer(now, &db, false);
             }
-            Action::WarnUnknown(_) | Action::NoteInSync(_) => (),
+            Action::Sync => {
+                let all = self.replicas[i].store.databases();
+                self.replicas[i].upstream.handle_synced(all);
+            }
+            Action::WarnUnknown(_) | Action::NoteInSync(_) | Action::NoTakeOver(_) => (),
         }
     }
 

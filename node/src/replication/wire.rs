@@ -16,12 +16,15 @@
 //! | 5    | replica | Points: name, u16 count, positions to which the database could rewind, newest first |
 //! | 6    | replica | Acks: u16 count, then (name, applied position, position on disk)        |
 //! | 7    | replica | Heartbeat: wall clock i64, ms since 1970                                |
+//! | 8    | replica | TakeOver: empty. The replica wants to be the primary                    |
 //! | 65   | primary | Welcome: version u16, node u64, epoch u64, cluster name, hostname name  |
 //! | 66   | primary | AskPoints: name. The offered position is not on the primary's history   |
 //! | 67   | primary | Rewind: name, position. The newest common position                      |
 //! | 68   | primary | Unknown: name. The primary has no such database and streams nothing     |
 //! | 69   | primary | Heartbeat: wall clock i64, lag u64 in ms (2^64-1 until first in sync)   |
 //! | 70   | primary | Goodbye: reason u16, text name. The replica closes the connection       |
+//! | 71   | primary | NoTakeOver: text name. Why the replica does not get the role            |
+//! | 72   | primary | Sync: empty. Put what has been applied on disk, and acknowledge it      |
 //!
 //! The order is Hello, Welcome, Filter*, Offers*, Ready, then anything. Offers may come again at
 //! any time: the replica has stopped that database's stream and wants it from there.
@@ -278,6 +281,8 @@ pub enum FromReplica {
         /// The replica's wall clock, ms since 1970.
         wall_ms: i64,
     },
+    /// The replica wants the primary to hand its role over to it.
+    TakeOver,
 }
 
 /// A control message from a primary.
@@ -300,6 +305,10 @@ pub enum FromPrimary {
     },
     /// The connection is over.
     Goodbye(Close),
+    /// Why the role is not handed over.
+    NoTakeOver(String),
+    /// Put what has been applied on disk now, and acknowledge it.
+    Sync,
 }
 
 /// What a frame on a database stream holds.
@@ -421,6 +430,7 @@ impl FromReplica {
             Self::Heartbeat { wall_ms } => {
                 frame(out, 7, |b| b.extend_from_slice(&wall_ms.to_be_bytes()));
             }
+            Self::TakeOver => frame(out, 8, |_| ()),
         }
     }
 
@@ -442,6 +452,7 @@ impl FromReplica {
             }
             6 => Self::Acks(r.list("acks", Reader::ack)?),
             7 => Self::Heartbeat { wall_ms: r.i64("wall clock")? },
+            8 => Self::TakeOver,
             _ => return Err(WireError::Invalid("message type")),
         };
         r.end()?;
@@ -470,6 +481,8 @@ impl FromPrimary {
                 b.extend_from_slice(&(close.reason.code() as u16).to_be_bytes());
                 put_text(b, truncated(&close.text));
             }),
+            Self::NoTakeOver(why) => frame(out, 71, |b| put_text(b, truncated(why))),
+            Self::Sync => frame(out, 72, |_| ()),
         }
     }
 
@@ -491,6 +504,8 @@ impl FromPrimary {
                 let reason = reason.ok_or(WireError::Invalid("reason"))?;
                 Self::Goodbye(Close::new(reason, r.text("goodbye")?))
             }
+            71 => Self::NoTakeOver(r.text("refusal")?),
+            72 => Self::Sync,
             _ => return Err(WireError::Invalid("message type")),
         };
         r.end()?;

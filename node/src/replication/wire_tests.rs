@@ -47,6 +47,7 @@ fn replica_messages() -> Vec<FromReplica> {
         FromReplica::Points(db("a.db"), vec![pos(3), pos(1)]),
         FromReplica::Acks(vec![Ack { db: db("a.db"), applied: pos(5), synced: pos(4) }]),
         FromReplica::Heartbeat { wall_ms: -1 },
+        FromReplica::TakeOver,
     ]
 }
 
@@ -64,6 +65,8 @@ fn primary_messages() -> Vec<FromPrimary> {
         FromPrimary::Heartbeat { wall_ms: 1, lag_ms: None },
         FromPrimary::Heartbeat { wall_ms: 1, lag_ms: Some(12) },
         FromPrimary::Goodbye(Close::new(Reason::NotPrimary, "the primary is elsewhere")),
+        FromPrimary::NoTakeOver("not in sync".to_owned()),
+        FromPrimary::Sync,
     ]
 }
 

@@ -11,6 +11,7 @@
 
 mod certs;
 mod files;
+pub(crate) mod https;
 mod throw_away;
 
 use std::io;
@@ -320,4 +321,4 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

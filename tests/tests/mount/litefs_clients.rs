@@ -9,9 +9,16 @@ use crate::shell::{printed, python, sql};
 
 const PACKAGES: [&str; 2] = ["litefs-js@2.0.2", "express@5.1.0"];
 
-/// The packages from npm, installed once into the build's directory.
-fn npm_packages() -> PathBuf {
+const PROGRAMS: [(&str, &str); 2] =
+    [("app.mjs", include_str!("litefs_js_app.mjs")), ("test.mjs", include_str!("litefs_js.mjs"))];
+
+/// The packages from npm, installed once into the build's directory, with our programs beside them.
+pub fn npm_packages() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("npm");
+    fs::create_dir_all(dir.parent().unwrap()).unwrap();
+    // Each test is a process of its own; the lock ends with this function.
+    let lock = fs::File::create(dir.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
     if !dir.join("installed").exists() {
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("package.json"), "{\"private\": true, \"type\": \"module\"}").unwrap();
@@ -22,6 +29,12 @@ fn npm_packages() -> PathBuf {
         assert!(output.status.success(), "npm install {PACKAGES:?} failed: {error}");
         fs::write(dir.join("installed"), "").unwrap();
     }
+    for (name, text) in PROGRAMS {
+        // Not while another test may read it.
+        if fs::read_to_string(dir.join(name)).ok().as_deref() != Some(text) {
+            fs::write(dir.join(name), text).unwrap();
+        }
+    }
     dir
 }
 
@@ -31,8 +44,6 @@ fn the_npm_package_litefs_js_works_on_primary_and_replica() {
         return;
     }
     let dir = npm_packages();
-    fs::write(dir.join("app.mjs"), include_str!("litefs_js_app.mjs")).unwrap();
-    fs::write(dir.join("test.mjs"), include_str!("litefs_js.mjs")).unwrap();
     let place = Place::pair();
     let setup = "CREATE TABLE t(id INTEGER PRIMARY KEY, x); INSERT INTO t(x) VALUES (1)";
     sql(&place.db("app.db"), &format!("PRAGMA journal_mode=wal; {setup}"));

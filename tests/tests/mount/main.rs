@@ -18,6 +18,7 @@ mod in_process;
 mod kills;
 mod litefs_clients;
 mod matrix;
+mod proxy;
 mod replica;
 mod shutdown;
 mod sqlite;
