@@ -104,17 +104,28 @@ impl Facts<'_> {
         if !self.settings.candidate {
             return Some("this node is no candidate".into());
         }
-        let term = self.view.term_record();
-        let is_there = self.view.cluster.is_some() || term.is_some();
-        // The last primary has whatever there is, even if it stopped before it kept the cluster's id.
-        let was_primary = term.is_some_and(|term| term.node == self.settings.node);
-        let is_new = self.standing.cluster.is_none() || self.standing.term == 0;
-        if is_new && is_there && !was_primary {
+        if self.is_new() {
             let why = "this node is new: it must have had everything of a primary once";
             return Some(why.into());
         }
         let resting = self.resting.filter(|(until, _)| self.now < *until);
         self.foreign().or_else(|| resting.map(|(_, why)| why.clone()))
+    }
+
+    /// True if there is a cluster, and this node never had everything that it has.
+    fn is_new(&self) -> bool {
+        let Standing { cluster, epoch, term, transactions, .. } = self.standing;
+        let last = self.view.term_record();
+        if last.is_some_and(|last| last.node == self.settings.node) {
+            // It has whatever there is, even if it stopped before it kept the cluster's id.
+            return false;
+        }
+        let is_there = self.view.cluster.is_some() || last.is_some();
+        let was_whole = *term > 0;
+        // Data from before there was a primary with an epoch, as LiteFS's.
+        let brought_data = *epoch == 0 && *transactions > 0 && cluster.is_some() && last.is_none();
+        let is_first = *epoch == 0 && !is_there;
+        (is_there && cluster.is_none()) || !(was_whole || brought_data || is_first)
     }
 
     /// May this node take the lease, which nobody holds?

@@ -104,7 +104,8 @@ fn a_new_node_never_takes_an_old_clusters_lease() {
     for (standing, view) in [
         (Standing::default(), released(10, None)),
         (Standing::default(), View { term: None, ..free(10) }),
-        (joined, released(10, None)),
+        (joined.clone(), released(10, None)),
+        (joined, View { index: 1, ..View::default() }),
     ] {
         let mut rig = Rig::with(settings(), standing, view);
         assert_eq!(rig.pass(GUARD * 2).acquire(), None);
@@ -112,6 +113,19 @@ fn a_new_node_never_takes_an_old_clusters_lease() {
         assert!(rig.e.reason().contains("new"), "{}", rig.e.reason());
         assert!(rig.e.handle_promote(rig.now).is_err());
     }
+}
+
+#[test]
+fn data_from_before_the_first_epoch_begins_the_cluster_that_it_belongs_to() {
+    let brought = Standing { epoch: 0, term: 0, ..standing() };
+    let litefs = View { term: None, ..free(10) };
+    let empty = View { index: 1, ..View::default() };
+    for view in [litefs, empty] {
+        let mut rig = Rig::with(settings(), brought.clone(), view);
+        assert!(takes_after(&mut rig, GUARD));
+    }
+    let mut rig = Rig::with(settings(), brought, free(10));
+    assert_eq!(rig.pass(GUARD).acquire(), None, "the cluster went on without it");
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl Service {
                 Answer::Renewed(Renewal::Renewed)
             }
             Action::RenewSession(_) => Answer::Renewed(Renewal::Gone),
-            Action::Look => Answer::View(self.view.clone()),
+            Action::Look => Answer::View(Box::new(self.view.clone())),
             Action::Publish(session, record) => Answer::Published(self.publish(session, record)),
             Action::Acquire(acquire) => Answer::Acquired(self.acquire(node, acquire)),
             Action::Beat(replace) => Answer::Beat(self.replace(replace, false)),
@@ -128,7 +128,7 @@ impl Service {
 enum Answer {
     Session(Option<SessionId>),
     Renewed(Renewal),
-    View(View),
+    View(Box<View>),
     LookFailed,
     Published(bool),
     Acquired(Acquisition),
@@ -347,14 +347,14 @@ impl World {
                 let delay = self.delay();
                 self.push(
                     delay,
-                    Event::Answer { node: id, life, asked, answer: Answer::View(view) },
+                    Event::Answer { node: id, life, asked, answer: Answer::View(Box::new(view)) },
                 );
                 self.push(ms(100), Event::Watch(id));
             }
             Event::Answer { life, asked, answer, .. } if life == node.life => match answer {
                 Answer::Session(session) => e.handle_session(local, session),
                 Answer::Renewed(renewal) => e.handle_session_renewed(local, renewal),
-                Answer::View(view) => e.handle_view(local, asked, view),
+                Answer::View(view) => e.handle_view(local, asked, *view),
                 Answer::LookFailed => e.handle_look_failed(local),
                 Answer::Published(is_written) => e.handle_published(local, is_written),
                 Answer::Acquired(acquisition) => e.handle_acquired(local, acquisition),
