@@ -295,7 +295,10 @@ fn the_end_of_the_term_fails_what_waits_and_the_next_one_knows_nothing() {
     assert_eq!(drain(&mut quorum, ms(2)), [failed]);
     quorum.handle_term_began();
     let began = publications(&drain(&mut quorum, ms(3)));
-    assert!(began.is_empty(), "the set of the term before tells who has what was acknowledged then");
+    assert!(
+        began.is_empty(),
+        "the set of the term before tells who has what was acknowledged then"
+    );
     let later = quorum.handle_commit(ms(4), &db("a"), pos(2));
     assert_ne!(later, ticket);
     assert_eq!(drain(&mut quorum, ms(4)), []);

@@ -38,7 +38,8 @@ impl World {
         self.silence_clients();
         let end = self.now + CONVERGENCE;
         if !self.run_until(end, Self::is_converged) {
-            return self.report_stuck(format!("not converged {CONVERGENCE:?} after the last commit"));
+            return self
+                .report_stuck(format!("not converged {CONVERGENCE:?} after the last commit"));
         }
         self.check_acknowledged();
     }
@@ -96,7 +97,9 @@ impl World {
         let is_empty = |i: Place| self.nodes[i].data.disk.databases().is_empty();
         let never_had_all = self.nodes[i].term == 0;
         if never_had_all && (0..self.nodes.len()).any(|other| other != i && !is_empty(other)) {
-            self.violation(format!("n{i} never had everything and becomes primary over nodes with data"));
+            self.violation(format!(
+                "n{i} never had everything and becomes primary over nodes with data"
+            ));
         }
     }
 

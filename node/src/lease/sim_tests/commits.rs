@@ -89,7 +89,9 @@ impl World {
         let is_full = self.swarm.is_full;
         let number = self.next_number();
         let node = &mut self.nodes[i];
-        let Some(process) = node.process.as_mut().filter(|_| node.stopped.is_none()) else { return };
+        let Some(process) = node.process.as_mut().filter(|_| node.stopped.is_none()) else {
+            return;
+        };
         if process.held.is_some() {
             process.waiting.push((now + secs(5), db));
             return;
@@ -186,9 +188,8 @@ impl World {
     pub fn excuse_losses(&mut self, i: Place, before: &HashSet<Pos>, left: &HashSet<Pos>) {
         let others = (0..self.nodes.len()).filter(|other| *other != i);
         let elsewhere: HashSet<Pos> = others.flat_map(|other| self.held_by(other)).collect();
-        let is_lost = |pos: &Pos| {
-            before.contains(pos) && !left.contains(pos) && !elsewhere.contains(pos)
-        };
+        let is_lost =
+            |pos: &Pos| before.contains(pos) && !left.contains(pos) && !elsewhere.contains(pos);
         for acked in &mut self.ledger.acked {
             acked.is_excused |= is_lost(&acked.pos);
         }

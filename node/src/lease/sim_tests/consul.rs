@@ -23,14 +23,25 @@ pub type SessionId = String;
 /// What a client asks for.
 #[derive(Debug, Clone)]
 pub enum Request<V> {
-    CreateSession { ttl: Duration, lock_delay: Duration },
+    CreateSession {
+        ttl: Duration,
+        lock_delay: Duration,
+    },
     Renew(SessionId),
     Destroy(SessionId),
-    Acquire { key: String, value: V, session: SessionId },
+    Acquire {
+        key: String,
+        value: V,
+        session: SessionId,
+    },
     /// A transaction: all of it or nothing.
     Transaction(Vec<Op<V>>),
     /// All keys that begin with a prefix, once something changed after that index.
-    List { prefix: String, after: u64, wait: Duration },
+    List {
+        prefix: String,
+        after: u64,
+        wait: Duration,
+    },
 }
 
 /// A part of a transaction.
@@ -58,7 +69,10 @@ pub enum Answer<V> {
     RolledBack(usize),
     /// There is no such session.
     Gone,
-    List { index: u64, entries: Vec<Entry<V>> },
+    List {
+        index: u64,
+        entries: Vec<Entry<V>>,
+    },
     /// There is no leader, or the request makes no sense.
     Failed,
 }

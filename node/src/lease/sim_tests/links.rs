@@ -269,8 +269,7 @@ impl World {
             let at = self.now + ms(1);
             return self.plan(at, Event::Deliver { connection, way });
         }
-        let Some(packet) =
-            self.net.connections.get_mut(&connection).and_then(|ends| ends.pop(way))
+        let Some(packet) = self.net.connections.get_mut(&connection).and_then(|ends| ends.pop(way))
         else {
             return;
         };
@@ -350,9 +349,7 @@ impl World {
         }
         let disk = &mut node.data.disk;
         let is_ours = || {
-            !following.trusted
-                || following.upstream.has_diverged(db)
-                || !disk.is_newest_foreign(db)
+            !following.trusted || following.upstream.has_diverged(db) || !disk.is_newest_foreign(db)
         };
         let keeps = frame.kind == RecordKind::Snapshot && must_preserve(frame.base, here, is_ours);
         if keeps {

@@ -141,7 +141,8 @@ impl World {
     pub fn fell(&mut self, i: Place, crash: Crash) {
         self.own(i);
         let before = self.held_by(i);
-        let newest: Vec<_> = self.databases.iter().map(|db| self.nodes[i].data.disk.pos(db)).collect();
+        let newest: Vec<_> =
+            self.databases.iter().map(|db| self.nodes[i].data.disk.pos(db)).collect();
         let node = &mut self.nodes[i];
         node.process = None;
         node.stopped = None;
@@ -268,7 +269,9 @@ impl World {
     fn promote(&mut self, i: Place) {
         let now = self.own(i);
         let node = &mut self.nodes[i];
-        let Some(process) = node.process.as_mut().filter(|_| node.stopped.is_none()) else { return };
+        let Some(process) = node.process.as_mut().filter(|_| node.stopped.is_none()) else {
+            return;
+        };
         if self.swarm.sync > 0 && process.election.holder().is_none() {
             // That would be the operator's decision to do without what `sync` promises.
             return;
@@ -283,7 +286,9 @@ impl World {
         let target = self.random.index(self.nodes.len());
         let target = Some(self.nodes[target].id).filter(|_| self.random.one_in(2));
         let node = &mut self.nodes[i];
-        let Some(process) = node.process.as_mut().filter(|_| node.stopped.is_none()) else { return };
+        let Some(process) = node.process.as_mut().filter(|_| node.stopped.is_none()) else {
+            return;
+        };
         let outcome = process.election.handle_demote(now, target);
         self.note(|| format!("n{i}: demote: {outcome:?}"));
         self.pump(i);
@@ -295,7 +300,9 @@ impl World {
         let target = self.connected_candidate(i);
         let node = &mut self.nodes[i];
         let boot = node.boot;
-        let Some(process) = node.process.as_mut().filter(|_| node.stopped.is_none()) else { return };
+        let Some(process) = node.process.as_mut().filter(|_| node.stopped.is_none()) else {
+            return;
+        };
         process.election.handle_shutdown(now, target);
         self.plan(self.now + secs(30), Event::Undo(Undo::EndShutdown(i, boot)));
         self.pump(i);

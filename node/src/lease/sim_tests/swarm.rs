@@ -112,8 +112,7 @@ impl Swarm {
         let sync = if random.one_in(3) { 1 + random.index((candidates - 1).min(2)) } else { 0 };
         let is_gentle = random.one_in(8);
         let from: &[Strike] = if is_gentle { &GENTLE } else { &ALL };
-        let mut strikes: Vec<Strike> =
-            from.iter().copied().filter(|_| random.one_in(3)).collect();
+        let mut strikes: Vec<Strike> = from.iter().copied().filter(|_| random.one_in(3)).collect();
         if strikes.contains(&Strike::ConsulForgets) {
             // A new machine at a Consul that knows of nothing begins a cluster: what else?
             strikes.retain(|strike| *strike != Strike::Wipe);

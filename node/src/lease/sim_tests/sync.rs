@@ -25,11 +25,8 @@ impl Confirmer {
     /// For commits that wait for so many replicas; `None` if they wait for nobody.
     pub fn new(replicas: usize) -> Option<Self> {
         let settings = SyncSettings { replicas, timeout: secs(5), on_timeout: OnTimeout::Wait };
-        let new = || Self {
-            quorum: Quorum::sync(settings),
-            waiting: BTreeMap::new(),
-            publishing: None,
-        };
+        let new =
+            || Self { quorum: Quorum::sync(settings), waiting: BTreeMap::new(), publishing: None };
         (replicas > 0).then(new)
     }
 }

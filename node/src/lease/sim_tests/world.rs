@@ -28,31 +28,86 @@ use crate::replication::wire::Reason;
 /// What happens.
 #[derive(Debug)]
 pub enum Event {
-    Dial { connection: u64 },
-    Dialed { connection: u64, refused: Option<Reason> },
-    Deliver { connection: u64, way: Way },
-    Closed { connection: u64, to: Place, reason: Option<Reason> },
-    Sent { connection: u64, db: DbName, outcome: Outcome },
-    Rewind { connection: u64, db: DbName, to: Pos },
+    Dial {
+        connection: u64,
+    },
+    Dialed {
+        connection: u64,
+        refused: Option<Reason>,
+    },
+    Deliver {
+        connection: u64,
+        way: Way,
+    },
+    Closed {
+        connection: u64,
+        to: Place,
+        reason: Option<Reason>,
+    },
+    Sent {
+        connection: u64,
+        db: DbName,
+        outcome: Outcome,
+    },
+    Rewind {
+        connection: u64,
+        db: DbName,
+        to: Pos,
+    },
     /// A timer of a node.
-    Wake { node: Place, boot: u64 },
+    Wake {
+        node: Place,
+        boot: u64,
+    },
     /// A request gets to Consul.
-    Request { node: Place, boot: u64, id: u64, request: Request<Value> },
+    Request {
+        node: Place,
+        boot: u64,
+        id: u64,
+        request: Request<Value>,
+    },
     /// Its answer gets back.
-    Answer { node: Place, boot: u64, id: u64, answer: Answer<Value> },
+    Answer {
+        node: Place,
+        boot: u64,
+        id: u64,
+        answer: Answer<Value>,
+    },
     /// The node gives a request up.
-    Deadline { node: Place, boot: u64, id: u64 },
+    Deadline {
+        node: Place,
+        boot: u64,
+        id: u64,
+    },
     /// The beginning of a term is on the disk.
-    TermBegan { node: Place, boot: u64, epoch: u64, cluster: String },
+    TermBegan {
+        node: Place,
+        boot: u64,
+        epoch: u64,
+        cluster: String,
+    },
     /// A replica asks its primary for the lease.
-    TakeOver { from: Place, boot: u64, to: Place },
-    TakeOverRefused { node: Place, boot: u64 },
+    TakeOver {
+        from: Place,
+        boot: u64,
+        to: Place,
+    },
+    TakeOverRefused {
+        node: Place,
+        boot: u64,
+    },
     /// A timer of Consul.
     Consul,
     Client,
-    Commit { node: Place, boot: u64, number: u64 },
+    Commit {
+        node: Place,
+        boot: u64,
+        number: u64,
+    },
     /// What a store does in the background.
-    Background { node: Place },
+    Background {
+        node: Place,
+    },
     /// Something goes wrong.
     Strike,
     /// It is over.
