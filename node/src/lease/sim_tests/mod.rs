@@ -72,10 +72,9 @@ fn seeds(usual: u64) -> std::ops::Range<u64> {
 }
 
 fn live(seed: u64, is_real: bool) -> World {
-    let told = SeedTold(seed);
+    let _told = SeedTold(seed);
     let mut world = World::new(seed, Swarm::of(seed, is_real));
     world.live();
-    std::mem::forget(told);
     world
 }
 
@@ -84,7 +83,9 @@ struct SeedTold(u64);
 
 impl Drop for SeedTold {
     fn drop(&mut self) {
-        eprintln!("seed {} panicked: run it alone with LITEFS_SIM_SEED={0}", self.0);
+        if std::thread::panicking() {
+            eprintln!("seed {} panicked: run it alone with LITEFS_SIM_SEED={0}", self.0);
+        }
     }
 }
 
@@ -110,14 +111,13 @@ impl Tally {
 /// Runs seeds on all cores; panics with those that failed.
 fn run(test: &str, usual: u64, is_real: bool) -> Reached {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let tallies = std::thread::scope(|scope| {
+    let tallies: Vec<Tally> = std::thread::scope(|scope| {
         let part = |core| move || Tally::of(seeds(usual).skip(core).step_by(cores), is_real);
         let threads: Vec<_> = (0..cores).map(|core| scope.spawn(part(core))).collect();
-        let tally = |thread: std::thread::ScopedJoinHandle<'_, Tally>| thread.join();
-        threads.into_iter().map(|thread| tally(thread).expect("its message says why")).collect()
+        threads.into_iter().map(|thread| thread.join().expect("its message says why")).collect()
     });
     let mut all = Tally::default();
-    for tally in Vec::<Tally>::from(tallies) {
+    for tally in tallies {
         all.reached.add(&tally.reached);
         all.failed.extend(tally.failed);
     }
