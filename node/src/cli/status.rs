@@ -6,22 +6,22 @@ use clap::Args;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 
-use super::client::{Client, read_text};
-use super::{CliError, CliResult, DEFAULT_URL};
-use crate::http::{DatabaseInfo, Info, LeaseInfo};
+use super::client::read_text;
+use super::node_args::NodeArgs;
+use super::{CliError, CliResult};
+use crate::http::{DatabaseInfo, Info, LeaseInfo, ReplicationInfo};
 
 #[derive(Args)]
 pub(super) struct StatusArgs {
-    /// The node's HTTP address
-    #[arg(long, default_value = DEFAULT_URL)]
-    url: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// Print the node's answer as it is
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &StatusArgs) -> CliResult {
-    let client = Client::new(&args.url)?;
+    let client = args.node.client()?;
     let text = client.block_on(async {
         read_text(client.send("GET", "/info", None, Empty::<Bytes>::new()).await?).await
     })?;
@@ -30,7 +30,7 @@ pub(super) fn run(args: &StatusArgs) -> CliResult {
         return Ok(());
     }
     let info: Info = serde_json::from_str(&text)
-        .map_err(|e| CliError::new(format!("{} is no litefs node: {e}", args.url)))?;
+        .map_err(|e| CliError::new(format!("{} is no litefs node: {e}", client.url())))?;
     print!("{}", render(&info));
     Ok(())
 }
@@ -51,6 +51,9 @@ fn render(info: &Info) -> String {
     for replica in &info.replicas {
         let behind = replica.unacknowledged_transactions;
         line("replica", &format!("{} {} {behind} transactions behind", replica.node, replica.addr));
+    }
+    if let Some(replication) = &info.replication {
+        line("commits", &commits(replication));
     }
     if !info.databases.is_empty() {
         out.push('\n');
@@ -76,6 +79,21 @@ fn lease(lease: &LeaseInfo) -> String {
     }
     if let Some(trouble) = &lease.trouble {
         text.push_str(&format!("\n          {trouble}"));
+    }
+    text
+}
+
+/// What commits wait for.
+fn commits(replication: &ReplicationInfo) -> String {
+    let mut text = replication.mode.clone();
+    if !replication.sync_set.is_empty() {
+        text += &format!(", confirmed by {}", replication.sync_set.join(", "));
+    }
+    if replication.fallen_back {
+        text += ", acknowledged without replicas, which did not confirm in time";
+    }
+    if replication.waiting > 0 {
+        text += &format!(", {} wait", replication.waiting);
     }
     text
 }
@@ -117,6 +135,8 @@ mod tests {
     fn trouble_is_shown() {
         let answer = r#"{"isPrimary":false,"candidate":false,"path":"/d","primary":{"hostname":""},
             "nodeID":"00000000000000AB","role":"disconnected","version":"1","replicas":[],
+            "replication":{"mode":"sync","syncSet":["00000000000000CD"],"fallenBack":false,
+            "waiting":2},
             "databases":{"a.db":{"position":"0000000000000002/8000000000000001","pageCount":3,
             "pageSize":4096,"mark":"0000000000000001","logBytes":9000,"quarantined":"page 2",
             "diverged":[{"name":"a.db/1-2-3","newest":"2/8","transactions":7,"keptAt":"",
@@ -125,6 +145,7 @@ mod tests {
         for needed in [
             "disconnected",
             "not in sync yet",
+            "sync, confirmed by 00000000000000CD, 2 wait",
             "0000000000000002/8000000000000001",
             "quarantined: page 2",
             "kept 7 transactions that the cluster did not keep: a.db/1-2-3",

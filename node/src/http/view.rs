@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use litefs_store::Store;
+use litefs_ltx::Txid;
+use litefs_store::{DbName, Store};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::lease::action::Transition;
+use crate::replication::confirm::ConfirmStatus;
 
 /// A node, as the HTTP API and the metrics see it. Every method answers at once.
 pub trait NodeView: Send + Sync + 'static {
@@ -20,6 +22,15 @@ pub trait NodeView: Send + Sync + 'static {
     /// How far this node is behind the primary: zero on the primary, `None` on a replica that
     /// never was at the primary's positions since it started.
     fn lag(&self) -> Option<Duration>;
+    /// The newest transaction of a database that the application on this replica sees; `None` if it
+    /// does not exist. With a mount, that may be a moment behind the store.
+    fn visible(&self, db: &DbName) -> Option<Txid> {
+        Some(self.store().database(db)?.pos().txid)
+    }
+    /// Changes when [`NodeView::visible`] may have changed without an event of the store.
+    fn shown(&self) -> watch::Receiver<()> {
+        watch::Sender::new(()).subscribe()
+    }
     /// The replicas connected to this node, in any order.
     fn replicas(&self) -> Vec<ReplicaStatus>;
     /// What the lease says of its part.
@@ -30,6 +41,10 @@ pub trait NodeView: Send + Sync + 'static {
     fn promote(&self) -> Wish;
     /// Asks that it hand the role of the primary over to another node.
     fn hand_over(&self, node: u64) -> Wish;
+    /// What commits wait for; `None` in mode `async`.
+    fn confirm(&self) -> Option<ConfirmStatus> {
+        None
+    }
 }
 
 /// What the lease says of this node's part.

@@ -12,11 +12,13 @@ mod shell;
 
 mod concurrency;
 mod files;
+mod forward;
 mod full_disk;
 mod in_process;
 mod kills;
 mod litefs_clients;
 mod matrix;
+mod proxy;
 mod replica;
 mod shutdown;
 mod sqlite;

@@ -1,5 +1,6 @@
 //! The loop of the lease's thread: feeds the role machine and does what it wants.
 
+use std::cmp::Ordering::{Equal, Greater, Less};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::requests::{self, Answer, WATCH, Watch};
 use super::{Event, Inbox, Order, Reply, Status};
-use crate::config::{Config, Endpoint};
+use crate::config::{Config, Endpoint, ReplicationMode};
 use crate::http::Role as Shown;
 use crate::lease::action::{
     Action, CATCH_UP_TIMEOUT, FAST_BEAT, FAST_RIGHT, HOLD_TIMEOUT, Promotion, REQUEST_TIMEOUT,
@@ -19,6 +20,7 @@ use crate::lease::action::{
 use crate::lease::consul::{ConsulLease, LeaseError};
 use crate::lease::election::Election;
 use crate::node::shared::Shared;
+use crate::replication::confirm::Published;
 use crate::replication::standing;
 
 /// What the store holds is looked at this often, if it has changed.
@@ -45,6 +47,8 @@ pub(super) struct Driver {
     troubles: BTreeMap<&'static str, String>,
     promotions: Vec<Reply>,
     hand_overs: Vec<Reply>,
+    /// Sync sets that are not known in Consul yet; only the last one will be.
+    sync_sets: Vec<(BTreeSet<u64>, Published)>,
     leaving: Option<Leaving>,
 }
 
@@ -79,6 +83,7 @@ impl Driver {
             troubles: BTreeMap::new(),
             promotions: Vec::new(),
             hand_overs: Vec::new(),
+            sync_sets: Vec::new(),
             leaving: None,
             shared,
         }
@@ -186,6 +191,7 @@ impl Driver {
             | Event::Linked { .. }
             | Event::InSync { .. }
             | Event::Unlinked
+            | Event::SyncSet { .. }
             | Event::NoTakeOver(_) => self.take_of_part(event),
             Event::TakeOver { .. }
             | Event::Promote(_)
@@ -218,11 +224,39 @@ impl Driver {
                 self.tell_standing();
                 self.machine.handle_unlinked(now);
             }
+            Event::SyncSet { set, published } => {
+                self.machine.handle_sync_set(now, set.clone());
+                self.sync_sets.push((set, published));
+                if !has_role(self.machine.role()) {
+                    self.fail_sync_sets();
+                }
+            }
             Event::NoTakeOver(reason) => {
                 self.machine.handle_take_over_refused(now, &reason);
                 answer_all(&mut self.promotions, &Err(reason));
             }
             _ => (),
+        }
+    }
+
+    fn note_sync_set(&mut self, set: &BTreeSet<u64>) {
+        let wanted = std::mem::take(&mut self.sync_sets);
+        let Some(newest) = wanted.iter().rposition(|(wanted, _)| wanted == set) else {
+            self.sync_sets = wanted;
+            return;
+        };
+        for (at, (set, published)) in wanted.into_iter().enumerate() {
+            match at.cmp(&newest) {
+                Less => published(Err("another one was wanted since".to_owned())),
+                Equal => published(Ok(())),
+                Greater => self.sync_sets.push((set, published)),
+            }
+        }
+    }
+
+    fn fail_sync_sets(&mut self) {
+        for (_, published) in self.sync_sets.drain(..) {
+            published(Err("this node is not the primary any more".to_owned()));
         }
     }
 
@@ -325,6 +359,7 @@ impl Driver {
         if has_role(*from) && !has_role(*to) {
             self.shared.show(Shown::default());
             answer_all(&mut self.hand_overs, &Ok(()));
+            self.fail_sync_sets();
         }
         // Fails if nobody listens.
         let _ = self.transitions.send(transition);
@@ -375,7 +410,7 @@ impl Driver {
             Action::EndTerm { reason } => self.order(Order::EndTerm { reason }),
             Action::Follow { url, hostname, epoch } => self.follow(&url, &hostname, epoch),
             Action::AskTakeOver => self.order(Order::AskTakeOver),
-            Action::NoteSyncSet(_) => (),
+            Action::NoteSyncSet(set) => self.note_sync_set(&set),
             request => {
                 let (consul, store) = (self.consul.clone(), self.shared.store.clone());
                 self.requests.spawn(requests::ask(consul, store, now, request));
@@ -450,7 +485,7 @@ fn settings(config: &Config, node: u64, new_cluster: String) -> Settings {
         candidate: lease.candidate,
         promote: lease.promote,
         fast,
-        sync: false,
+        sync: matches!(config.replication, ReplicationMode::Sync(_)),
         right,
         beat_interval: if fast { FAST_BEAT } else { right / 3 },
         session_interval: ttl / 3,

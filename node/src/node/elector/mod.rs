@@ -9,6 +9,7 @@
 mod driver;
 mod requests;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -25,6 +26,7 @@ use crate::http::{LeaseStatus, Wish};
 use crate::lease::action::{Acquisition, Renewal, Replacement, Role, Transition};
 use crate::lease::consul::{ConsulLease, LeaseError};
 use crate::lease::view::{SessionId, View};
+use crate::replication::confirm::{Published, Publisher};
 
 /// Transitions that a client of `/events` may be behind.
 const TRANSITIONS_BACKLOG: usize = 64;
@@ -80,6 +82,11 @@ pub(super) enum Event {
     },
     Unlinked,
     NoTakeOver(String),
+    /// These replicas have all that is acknowledged, once that is known in Consul.
+    SyncSet {
+        set: BTreeSet<u64>,
+        published: Published,
+    },
     /// A replica asks for the role.
     TakeOver {
         node: u64,
@@ -198,6 +205,17 @@ impl Lease {
     /// Its transitions, from now on.
     pub fn transitions(&self) -> broadcast::Receiver<Transition> {
         self.transitions.subscribe()
+    }
+
+    /// Makes a sync set known in Consul.
+    pub fn publisher(&self) -> Publisher {
+        let events = self.events.clone();
+        Arc::new(move |set, published| {
+            let unsent = events.send(Event::SyncSet { set, published });
+            if let Err(mpsc::error::SendError(Event::SyncSet { published, .. })) = unsent {
+                published(Err("this node is shutting down".to_owned()));
+            }
+        })
     }
 
     /// Wants this node to be the primary.
