@@ -80,16 +80,17 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts all, and waits until node 0 commits and the others follow it. `lease` is added to
-    /// the section of Consul's settings in the nodes' configurations.
-    pub fn start(name: &str, face: Face, consul_settings: &str) -> Self {
+    /// Starts all, and waits until node 0 commits and the others follow it. `settings` are added to
+    /// the nodes' configurations, behind those of Consul.
+    pub fn start(name: &str, face: Face, settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let lab = Lab::new(NODES + 1);
         let consul = Consul::start(lab.host(CONSUL), dir.path());
-        let node = |number| Node::new(number, dir.path(), &lab, face, consul_settings);
+        let node = |number| Node::new(number, dir.path(), &lab, face, settings);
         let nodes = (0..NODES).map(node).collect();
         let name = format!("{name}, {face:?}");
-        let (ledger, kept) = (Ledger::default(), Vec::new());
+        let is_unsure = settings.contains("mode: sync");
+        let (ledger, kept) = (Ledger { is_unsure, ..Ledger::default() }, Vec::new());
         let mut cluster = Self { ledger, nodes, consul, lab, face, name, kept, dir };
         cluster.start_node(0);
         cluster.eventually("node 0 commits", |cluster| cluster.ledger.last_ack(0).is_some());
@@ -317,7 +318,7 @@ impl Drop for Cluster {
 }
 
 impl Node {
-    fn new(number: usize, dir: &Path, lab: &Lab, face: Face, consul_settings: &str) -> Self {
+    fn new(number: usize, dir: &Path, lab: &Lab, face: Face, settings: &str) -> Self {
         let path = |what: &str| dir.join(format!("{what}{number}"));
         let (config, data, mount) =
             (path("node").with_extension("yml"), path("data"), path("mount"));
@@ -331,7 +332,7 @@ impl Node {
             "data:\n  dir: {}\n{fuse}http:\n  addr: {}:20202\ntls:\n  insecure: true\nlog:\n  \
              timestamp: true\nlease:\n  type: consul\n  hostname: node{number}\n  advertise-url: \
              {url}\n  reconnect-delay: 200ms\n  consul:\n    url: http://{}:8500\n    key: \
-             litefs/primary\n{consul_settings}",
+             litefs/primary\n{settings}",
             data.display(),
             lab.host(number).addr,
             lab.host(CONSUL).addr,

@@ -75,6 +75,8 @@ pub type Row = (i64, i64);
 /// All attempts on all nodes. Clones are the same ledger.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
+    /// An I/O error may say that the outcome is not known: with `replication.mode: sync`.
+    pub is_unsure: bool,
     attempts: Arc<Mutex<BTreeMap<i64, Attempt>>>,
     kills: Arc<Mutex<Vec<(usize, Moment)>>>,
 }
@@ -173,9 +175,10 @@ impl Ledger {
                     assert!(is_kept(), "acknowledged, and lost without a trace: {attempt:?}");
                     aside += 1;
                 }
-                Outcome::Refused(end, _) => {
+                Outcome::Refused(end, why) => {
                     let there = present.contains(&attempt.id);
-                    let unknown = self.was_killed_during(attempt, *end);
+                    let unsure = self.is_unsure && why.contains("I/O");
+                    let unknown = unsure || self.was_killed_during(attempt, *end);
                     assert!(!there || unknown, "refused, but there: {attempt:?}");
                 }
                 Outcome::Open => {}

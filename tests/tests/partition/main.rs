@@ -16,3 +16,4 @@ mod isolation;
 mod kills;
 mod network;
 mod random;
+mod sync;
