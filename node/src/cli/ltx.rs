@@ -257,6 +257,7 @@ fn table<const N: usize>(rows: &[[String; N]], tsv: bool) -> String {
 mod tests {
     use litefs_ltx::{Checksum, Encoder, Header, PageSize, Pgno, page_checksum};
 
+    use super::super::node_args::NodeArgs;
     use super::*;
 
     /// The tiny snapshot of FORMAT §19, with the timestamp given there.

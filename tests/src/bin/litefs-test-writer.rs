@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     match args[..] {
         ["member", config, first] => {
             let config = Config::from_file(config)?;
-            litefs_node::logging::init(&config.log);
+            litefs_node::logging::init(&config.log).unwrap();
             let node = Node::start(config)?;
             let connection = node.open("app.db")?;
             Writer::new(None, "delete", Some(connection)).start(first.parse()?);

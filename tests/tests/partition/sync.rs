@@ -58,11 +58,9 @@ fn replicas_come_and_go(face: Face) {
 
 #[test]
 fn a_primary_that_dies_takes_nothing_with_it_that_was_acknowledged() {
-    together(&[
-        &|| kill_primaries(Face::Vfs),
-        &|| kill_primaries(Face::Mount("wal")),
-        &|| kill_primaries(Face::Mount("delete")),
-    ]);
+    together(&[&|| kill_primaries(Face::Vfs), &|| kill_primaries(Face::Mount("wal")), &|| {
+        kill_primaries(Face::Mount("delete"))
+    }]);
 }
 
 #[test]
