@@ -22,6 +22,7 @@ use fuser::{
 
 use crate::committing::{self, Committing};
 use crate::db::{MountedDb, Part, Result};
+use crate::effort::{Effort, Wait};
 use crate::errno;
 use crate::locks::{Lock, LockKind, Owner, Range};
 use crate::name::{self, DbFile, FileKind};
@@ -160,6 +161,19 @@ impl Served {
         }
     }
 
+    /// What a lock takes: on a replica, the primary may have to be asked.
+    fn lock_effort(&self, ino: INodeNo, range: Range, kind: Option<LockKind>) -> Effort {
+        match (self.mounted.tree.node(ino.0), kind) {
+            (Ok(Node::Db(_, db, DbFile::Part(part))), Some(kind))
+                if db.must_reach(part, range, kind) =>
+            {
+                Effort::MayWait(Some(Wait { lane: db.lane.clone(), short: false }))
+            }
+            (Ok(Node::Db(_, _, DbFile::Lock)), _) => Effort::MayWait(None),
+            _ => self.effort(ino, |_, _| false),
+        }
+    }
+
     /// The same of one on a name.
     fn effort_by_name(&self, name: &OsStr, waits: impl FnOnce(&MountedDb, Part) -> bool) -> Effort {
         match name::parse(name) {
@@ -170,31 +184,6 @@ impl Served {
             Some(FileKind::SuperJournal(_)) => Effort::MayWait(None),
             _ => Effort::Little,
         }
-    }
-}
-
-/// What answering a request takes.
-enum Effort {
-    /// No disk.
-    Little,
-    /// The disk, or somebody who waits for it.
-    MayWait(Option<Wait>),
-}
-
-/// What may be waited for.
-struct Wait {
-    lane: Arc<Lane>,
-    /// No longer than a sync takes.
-    short: bool,
-}
-
-impl Effort {
-    fn of(db: &MountedDb, waits: bool) -> Self {
-        let busy = db.lane.is_busy();
-        if !waits && !busy {
-            return Self::Little;
-        }
-        Self::MayWait(Some(Wait { lane: db.lane.clone(), short: !busy && db.commits_little() }))
     }
 }
 
@@ -399,7 +388,8 @@ impl Filesystem for Served {
     ) {
         self.arrived(req);
         let waits = |db: &MountedDb, part| {
-            part == Part::Wal && db.syncs_each_commit() || offset == 0 && db.may_commit(part)
+            part == Part::Wal && (db.syncs_each_commit() || db.is_remote())
+                || offset == 0 && db.may_commit(part)
         };
         let mut commits = false;
         let effort = self.effort(ino, |db, part| {
@@ -614,7 +604,8 @@ impl Filesystem for Served {
             }
             answer_empty(reply, result);
         };
-        self.answer(self.effort(ino, |_, _| false), move |fs| {
+        let effort = self.lock_effort(ino, lock.range, kind);
+        self.answer(effort, move |fs| {
             fs.lock(ino, lock, kind, sleep, Box::new(answer));
         });
     }

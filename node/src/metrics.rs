@@ -1,20 +1,23 @@
 //! The node's numbers for Prometheus.
 //!
 //! LiteFS's names and meanings are kept, so they lack the `_total` that counters have elsewhere.
-//! Everything is read when asked: nothing is counted twice. Of LiteFS's metrics these are not
-//! served: writes of database, journal, WAL and shm (only a mount has them), the number of LTX
-//! files and of reaped ones (records lie in segments), the lag of single databases, and
-//! `litefs_http_frame_send_count` (which never counted in LiteFS).
+//! Everything is read when asked: nothing is counted twice. Where LiteFS counts LTX files, these
+//! count transactions in the log: there is one of the other for each. Writes of clients to a
+//! database's files are those that reach a mount; a mapped shm is written past it.
+//! `docs/monitoring.md` describes all of them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use litefs_store::{Database, Stats};
+use litefs_store::{Database, Diverged, Histogram, Stats};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeGaugeValue, EncodeMetric, NoLabelSet, text,
 };
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
@@ -67,7 +70,9 @@ impl Collector for NodeCollector {
                 ConstGauge::new(value).encode(family_encoder.encode_family(&labels)?)?;
             }
         }
-        Ok(())
+        encode_lags(&mut encoder, &databases)?;
+        encode_frames(&mut encoder, &databases)?;
+        self.encode_times(&mut encoder)
     }
 }
 
@@ -94,6 +99,20 @@ impl NodeCollector {
         gauge(encoder, "litefs_replica_unacknowledged_transactions", help, int64(unacknowledged))?;
         encode_lease(encoder, &view.lease())?;
         view.confirm().map_or(Ok(()), |status| encode_confirm(encoder, &status))
+    }
+}
+
+impl NodeCollector {
+    fn encode_times(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let timings = self.view.store().timings();
+        let help = "Time of a commit on this node, until readers see it.";
+        histogram(encoder, "litefs_commit_seconds", help, &timings.commit.read())?;
+        let help = "Time to make the log durable.";
+        histogram(encoder, "litefs_sync_seconds", help, &timings.sync.read())?;
+        let help = "Time to fold the log into a base.";
+        histogram(encoder, "litefs_fold_seconds", help, &timings.fold.read())?;
+        let help = "Time from a commit until a replica has acknowledged it.";
+        histogram(encoder, "litefs_replica_ack_seconds", help, &self.view.ack_times())
     }
 }
 
@@ -147,6 +166,50 @@ fn encode_confirm(encoder: &mut DescriptorEncoder<'_>, status: &ConfirmStatus) -
     metric.encode_histogram::<NoLabelSet>(status.waited.as_secs_f64(), count, &buckets, None)
 }
 
+/// How late each database's newest transaction was here.
+fn encode_lags(
+    encoder: &mut DescriptorEncoder<'_>,
+    databases: &[(Database, Stats)],
+) -> fmt::Result {
+    let help = "Seconds from the newest transaction's commit on the primary until it was here.";
+    let kind = MetricType::Gauge;
+    let mut lags = encoder.encode_descriptor("litefs_db_lag_seconds", help, None, kind)?;
+    for (db, stats) in databases {
+        let lag = ConstGauge::new(stats.lag_ms as f64 / 1000.0);
+        lag.encode(lags.encode_family(&[("db", db.name().as_str())])?)?;
+    }
+    Ok(())
+}
+
+/// What was sent of each database.
+fn encode_frames(
+    encoder: &mut DescriptorEncoder<'_>,
+    databases: &[(Database, Stats)],
+) -> fmt::Result {
+    let (name, help) = ("litefs_http_frame_send_count", "Records sent to replicas.");
+    let mut frames = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (db, _) in databases {
+        let counters = db.counters();
+        let sent = [("ltx", &counters.records_sent), ("ltx:snapshot", &counters.snapshots_sent)];
+        for (kind, count) in sent {
+            let labels = [("db", db.name().as_str()), ("type", kind)];
+            ConstGauge::new(load(count)).encode(frames.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn histogram(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    times: &Histogram,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    let exemplars: Option<&HashMap<usize, Exemplar<NoLabelSet, f64>>> = None;
+    metric.encode_histogram(times.sum, times.count, &times.buckets, exemplars)
+}
+
 /// A metric that every database has.
 struct Family {
     name: &'static str,
@@ -155,7 +218,7 @@ struct Family {
     value: fn(&Database, &Stats) -> i64,
 }
 
-const FAMILIES: [Family; 11] = [
+const FAMILIES: [Family; 19] = [
     Family {
         name: "litefs_db_txid",
         help: "Newest transaction id.",
@@ -167,6 +230,42 @@ const FAMILIES: [Family; 11] = [
         help: "Transactions committed or applied since the start.",
         kind: MetricType::Counter,
         value: |_, stats| int64(stats.commits),
+    },
+    Family {
+        name: "litefs_db_database_write_count",
+        help: "Writes of a mount's clients to the database file.",
+        kind: MetricType::Counter,
+        value: |db, _| load(&db.counters().database_writes),
+    },
+    Family {
+        name: "litefs_db_journal_write_count",
+        help: "Writes of a mount's clients to the journal.",
+        kind: MetricType::Counter,
+        value: |db, _| load(&db.counters().journal_writes),
+    },
+    Family {
+        name: "litefs_db_wal_write_count",
+        help: "Writes of a mount's clients to the WAL.",
+        kind: MetricType::Counter,
+        value: |db, _| load(&db.counters().wal_writes),
+    },
+    Family {
+        name: "litefs_db_shm_write_count",
+        help: "Writes of a mount's clients to the shm, but for those to mapped memory.",
+        kind: MetricType::Counter,
+        value: |db, _| load(&db.counters().shm_writes),
+    },
+    Family {
+        name: "litefs_db_ltx_count",
+        help: "Transactions in the log.",
+        kind: MetricType::Gauge,
+        value: |_, stats| int64(stats.log_transactions),
+    },
+    Family {
+        name: "litefs_db_ltx_reap_count",
+        help: "Transactions that retention has removed from the log since the start.",
+        kind: MetricType::Counter,
+        value: |_, stats| int64(stats.retired),
     },
     Family {
         name: "litefs_db_ltx_bytes",
@@ -211,6 +310,12 @@ const FAMILIES: [Family; 11] = [
         value: |db, _| i64::from(db.quarantined().is_some()),
     },
     Family {
+        name: "litefs_db_poisoned",
+        help: "1 if a failed sync made the database read-only until it is reopened, else 0.",
+        kind: MetricType::Gauge,
+        value: |db, _| i64::from(db.poisoned().is_some()),
+    },
+    Family {
         name: "litefs_db_unfolded_bytes",
         help: "Bytes of log above the mark.",
         kind: MetricType::Gauge,
@@ -218,10 +323,19 @@ const FAMILIES: [Family; 11] = [
     },
     Family {
         name: "litefs_db_diverged",
-        help: "Directories with transactions of this node that the cluster did not keep.",
+        help: "Divergences kept: transactions of this node that the cluster does not have.",
         kind: MetricType::Gauge,
         // What cannot be read is reported by /info and the log; the node's other numbers count.
         value: |db, _| db.diverged().map_or(0, |kept| int(kept.len())),
+    },
+    Family {
+        name: "litefs_db_diverged_transactions",
+        help: "Transactions in the divergences kept, where their number is known.",
+        kind: MetricType::Gauge,
+        value: |db, _| {
+            let count = |kept: Vec<Diverged>| kept.iter().filter_map(Diverged::transactions).sum();
+            int64(db.diverged().map_or(0, count))
+        },
     },
 ];
 
@@ -239,6 +353,10 @@ fn gauge<N: EncodeGaugeValue>(
 fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
     let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     ConstGauge::new(int64(value)).encode(metric)
+}
+
+fn load(count: &AtomicU64) -> i64 {
+    int64(count.load(Ordering::Relaxed))
 }
 
 fn int(value: usize) -> i64 {

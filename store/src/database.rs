@@ -1,7 +1,6 @@
 //! The handle of one database: what front ends, replication and tools call.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,9 +10,11 @@ use litefs_ltx::{PageSize, Pos, Txid};
 use crate::db::Db;
 use crate::db::compacted::CompactedRecord;
 use crate::db::cursor::{LogCursor, Relation};
+use crate::db::diverged::Diverged;
+use crate::db::hold::Hold;
 use crate::db::snapshot::Snapshot;
 use crate::db::writer::Writer;
-use crate::{DbName, Durability, Result, Unconfirmed};
+use crate::{Counters, DbName, Durability, Error, Result, Unconfirmed};
 
 /// One database. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,6 +35,13 @@ pub struct Stats {
     pub mark: Txid,
     /// Snapshots that are pinned.
     pub snapshots: usize,
+    /// Transactions in the log.
+    pub log_transactions: u64,
+    /// Transactions that retention has taken off the log since the store was opened.
+    pub retired: u64,
+    /// How long after its commit on the primary the newest transaction was here, in ms by both
+    /// wall clocks; 0 if it was committed here, or before the store was opened.
+    pub lag_ms: i64,
 }
 
 impl Database {
@@ -89,17 +97,25 @@ impl Database {
         self.0.quarantined()
     }
 
-    /// Directories with transactions of this node that the cluster did not keep, oldest first.
+    /// Which failed sync made it read-only until it is reopened, if one did.
+    pub fn poisoned(&self) -> Option<String> {
+        self.0.poisoned()
+    }
+
+    /// What is kept of transactions of this node that the cluster did not keep, oldest first.
     ///
     /// # Errors
     /// `Io`.
-    pub fn diverged(&self) -> Result<Vec<PathBuf>> {
+    pub fn diverged(&self) -> Result<Vec<Diverged>> {
         self.0.diverged()
     }
 
     /// Numbers for status and metrics.
     pub fn stats(&self) -> Stats {
-        let log_bytes = self.0.log.lock().bytes();
+        let (log_bytes, log_transactions) = {
+            let log = self.0.log.lock();
+            (log.bytes(), log.transactions())
+        };
         let content = self.0.content();
         let published = content.published.read();
         Stats {
@@ -109,7 +125,15 @@ impl Database {
             folds: self.0.folds.load(Ordering::Relaxed),
             mark: published.mark.pos.txid,
             snapshots: content.pins.lock().values().sum(),
+            log_transactions,
+            retired: self.0.retired.load(Ordering::Relaxed),
+            lag_ms: self.0.lag_ms.load(Ordering::Relaxed),
         }
+    }
+
+    /// What front ends and replication count.
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
     }
 
     /// Pins the newest position. Never waits for a writer.
@@ -134,6 +158,42 @@ impl Database {
     /// `Timeout`; `Corrupt`; `Closed`.
     pub fn wait_for(&self, txid: Txid, timeout: Duration) -> Result<Pos> {
         self.0.wait_for(txid, timeout)
+    }
+
+    /// True if its clients may write it here: this node may commit, or the primary does it for
+    /// them.
+    pub fn is_writable(&self) -> bool {
+        self.0.shared.gate.is_open() || self.is_remote()
+    }
+
+    /// True if writers have to [`reach`](Database::reach) for the primary's right to write first.
+    pub fn is_remote(&self) -> bool {
+        self.0.shared.remote_for(&self.0.name).is_some()
+    }
+
+    /// Takes the primary's right to write if this node may not commit itself, and waits until
+    /// everything is here. It is kept for a moment, for [`Database::begin_write`].
+    ///
+    /// # Errors
+    /// `Busy` if another node writes, or `timeout` has passed; `ReadOnly` with the reason.
+    pub fn reach(&self, timeout: Duration) -> Result<()> {
+        let Some(remote) = self.0.shared.remote_for(&self.0.name) else { return Ok(()) };
+        let deadline = crate::clock::after(timeout);
+        let pos = remote.reach(&self.0.name, timeout).map_err(|e| e.on(&self.0.name))?;
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        match self.0.wait_for(pos.txid, left) {
+            Err(Error::Timeout { db, .. }) => Err(Error::Busy { db }),
+            other => other.map(drop),
+        }
+    }
+
+    /// Holds the right to write for a client of another node; waits for local writers, at most
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// `Busy`; `ReadOnly` if this node may not commit; `Corrupt`, `Closed`.
+    pub fn hold(&self, timeout: Duration) -> Result<Hold> {
+        Hold::take(&self.0, timeout)
     }
 
     /// Becomes the one writer, if `snapshot` is the newest position.
@@ -234,10 +294,11 @@ impl Database {
         self.0.relation(pos)
     }
 
-    /// Positions to which [`Database::rewind`] could go, newest first, ever further apart, at most
-    /// `max`: a replica offers them so that the primary can name the newest common one.
-    pub fn rewind_points(&self, max: usize) -> Vec<Pos> {
-        self.0.rewind_points(max)
+    /// At most `max` positions of this history, newest first, ever further apart: a replica offers
+    /// them so that the primary can name the newest common one. [`Database::rewind`] reaches those
+    /// that are not folded. Reads the log: not on an async thread.
+    pub fn history_points(&self, max: usize) -> Vec<Pos> {
+        self.0.history_points(max)
     }
 
     /// The oldest position from which [`Database::log_cursor`] can read.
@@ -283,12 +344,13 @@ impl Database {
         self.0.install_snapshot(record)
     }
 
-    /// Writes the transactions after `common` (the whole content if that is `None` or not in the
-    /// log) as LTX files under `diverged/`, durably, and tells listeners; returns the directory.
+    /// Writes the transactions after `common`, if that is known and in the log, and the whole
+    /// content, as LTX files under `diverged/`, durably, and tells listeners. `None` if there are
+    /// none, or they are kept already.
     ///
     /// # Errors
-    /// `Io`, `Full`, `Corrupt`.
-    pub fn preserve_diverged(&self, common: Option<Pos>) -> Result<PathBuf> {
+    /// `Io`, `Full` (the disk, or too many are kept already), `Corrupt`.
+    pub fn preserve_diverged(&self, common: Option<Pos>) -> Result<Option<Diverged>> {
         self.0.preserve_diverged(common)
     }
 

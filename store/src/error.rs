@@ -19,7 +19,7 @@ pub enum ErrorKind {
     StaleSnapshot,
     /// Not writable here and now: a replica, the lease is lost, or a failed sync poisoned it.
     ReadOnly,
-    /// The disk is full.
+    /// The disk is full, or a bound of ours on what it may hold is reached.
     Full,
     /// The operating system refused an I/O request.
     Io,
@@ -175,6 +175,14 @@ pub enum Error {
         /// The transaction waited for.
         wanted: litefs_ltx::Txid,
     },
+    /// The primary was asked for a commit, but whether it was made is not known.
+    #[error("whether the commit to database {db} was made is not known: {reason}")]
+    UnknownOutcome {
+        /// The database.
+        db: DbName,
+        /// Whose answer is missing, and why.
+        reason: String,
+    },
     /// A transaction is in the log and published, and was not confirmed by replicas.
     #[error(
         "transaction {} of database {db} is committed on this node, but it is not known whether \
@@ -188,6 +196,18 @@ pub enum Error {
         pos: Pos,
         /// Why it is not known.
         reason: String,
+    },
+    /// So much of a database that the cluster did not keep is kept already that no more is.
+    #[error(
+        "database {db} has diverged from the cluster {kept} times, and all of it is still kept: \
+         look at it (litefs-node ltx list --diverged), then remove what nobody needs \
+         (litefs-node ltx forget --diverged NAME); until then the database stays as it is"
+    )]
+    TooManyDiverged {
+        /// The database.
+        db: DbName,
+        /// How many divergences are kept.
+        kept: usize,
     },
     /// The store is closed.
     #[error("the store is closed")]
@@ -210,8 +230,9 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::BadRecord { .. } | Self::Mismatch { .. } => ErrorKind::Mismatch,
             Self::Gone { .. } => ErrorKind::Gone,
-            Self::Unconfirmed { .. } => ErrorKind::Unconfirmed,
+            Self::Unconfirmed { .. } | Self::UnknownOutcome { .. } => ErrorKind::Unconfirmed,
             Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::TooManyDiverged { .. } => ErrorKind::Full,
             Self::Closed => ErrorKind::Closed,
         }
     }

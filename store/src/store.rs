@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,8 +13,11 @@ use crate::db::Db;
 use crate::error::IoContext;
 use crate::gate::WriteGate;
 use crate::node_file::{NODE_FILE, NodeFile};
+use crate::remote::Remote;
 use crate::shared::{Shared, Subscription};
-use crate::{Database, DbName, DirLock, Durability, Error, Options, Result, Storage};
+use crate::{
+    Database, DbName, DirLock, Diverged, Durability, Error, Options, Result, Storage, Timings,
+};
 
 /// How long closing waits for a commit that is under way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,16 +47,7 @@ pub enum Event {
         reason: String,
     },
     /// Transactions of this node that the cluster did not keep were written to files.
-    Diverged {
-        /// The database.
-        db: DbName,
-        /// The last position that is not among them.
-        from: Pos,
-        /// The last position that is.
-        to: Pos,
-        /// The directory with the files.
-        path: PathBuf,
-    },
+    Diverged(Diverged),
 }
 
 /// One data directory, owned by this process. Cheap to clone.
@@ -167,9 +161,26 @@ impl Store {
         &self.0.shared.gate
     }
 
+    /// True if clients may write any database here: this node may commit, or the primary does it
+    /// for them.
+    pub fn is_writable(&self) -> bool {
+        let shared = &self.0.shared;
+        shared.gate.is_open() || shared.remote.read().as_ref().is_some_and(|r| r.offers_all())
+    }
+
+    /// Lets this node's clients write through the primary, while the gate is closed.
+    pub fn set_remote(&self, remote: Option<Arc<dyn Remote>>) {
+        *self.0.shared.remote.write() = remote;
+    }
+
     /// The store's monotonic clock, by which the gate measures deadlines.
     pub fn now(&self) -> Duration {
         self.0.shared.clock.now()
+    }
+
+    /// How long commits, syncs and folds took, over all databases.
+    pub fn timings(&self) -> &Timings {
+        &self.0.shared.timings
     }
 
     /// The least durability of every commit.

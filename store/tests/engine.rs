@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use litefs_store::sim::{CallKind, SimDisk};
 use litefs_store::{
-    Checksum, Database, DbName, Durability, ErrorKind, Options, Pgno, Pos, Relation, Snapshot,
-    Storage, Store, Txid,
+    Checksum, Database, DbName, Durability, ErrorKind, Options, OsStorage, Pgno, Pos, Relation,
+    Snapshot, Storage, Store, Txid,
 };
 
 use common::{copy_dir, page};
@@ -311,17 +311,19 @@ fn diverged_transactions_are_kept_and_then_rewound() {
     let reader = loser.snapshot().unwrap();
 
     assert_eq!(winner.relation(lost).unwrap(), Relation::Diverged);
-    let points = loser.rewind_points(64);
+    let points = loser.history_points(64);
     assert_eq!(points[0], lost);
     let found =
         points.into_iter().find(|&point| winner.relation(point).unwrap() == Relation::Behind);
     assert_eq!(found, Some(common));
-    let kept = loser.preserve_diverged(Some(common)).unwrap();
-    assert_eq!(loser.preserve_diverged(Some(common)).unwrap(), kept);
-    let names: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|e| e.unwrap().path()).collect();
-    assert_eq!(names.len(), 2);
-    for name in names {
-        litefs_store::ltx::verify(std::fs::File::open(name).unwrap()).unwrap();
+    let kept = loser.preserve_diverged(Some(common)).unwrap().unwrap();
+    assert_eq!((kept.common, kept.newest, kept.transactions()), (Some(common), lost, Some(2)));
+    assert_eq!(loser.preserve_diverged(Some(common)).unwrap(), None, "once is enough");
+    assert_eq!(loser.diverged().unwrap(), std::slice::from_ref(&kept));
+    let records = kept.records(&OsStorage).unwrap();
+    assert_eq!(records.len(), 2);
+    for path in records.into_iter().chain(kept.whole_file()) {
+        litefs_store::ltx::verify(std::fs::File::open(path).unwrap()).unwrap();
     }
     loser.rewind(common).unwrap();
     assert_eq!(loser.pos(), common);
@@ -551,4 +553,31 @@ fn room_that_was_made_is_used_by_the_commit_and_survives_a_rollback() {
     drop((snapshot, db, store));
     let (_store, again) = open(dir.path());
     assert_eq!(again.pos(), pos);
+}
+
+#[test]
+fn a_peers_record_is_as_late_as_the_clocks_say_and_an_own_one_is_not() {
+    use litefs_store::sim::SimClock;
+    let (primary_dir, clock) = (tempfile::tempdir().unwrap(), Arc::new(SimClock::new()));
+    let options = Options { clock: clock.clone(), ..manual() };
+    let store = Store::open_with(primary_dir.path(), options.clone()).unwrap();
+    let primary = store.create(&DbName::new("db").unwrap()).unwrap();
+    let replica_dir = tempfile::tempdir().unwrap();
+    let replicas = Store::open_with(replica_dir.path(), options).unwrap();
+    let replica = replicas.create(&DbName::new("db").unwrap()).unwrap();
+    commit(&primary, &[(1, 1)], 1);
+    clock.advance(Duration::from_millis(250));
+    ship(&primary, &replica);
+    assert_eq!((primary.stats().lag_ms, replica.stats().lag_ms), (0, 250));
+    commit(&primary, &[(1, 2)], 1);
+    clock.set_wall_offset_ms(-10_000);
+    ship(&primary, &replica);
+    assert_eq!(replica.stats().lag_ms, 0, "a clock that is behind is no lead");
+    let mut file = vec![];
+    primary.snapshot().unwrap().write_snapshot_record(&mut file).unwrap();
+    clock.set_wall_offset_ms(700);
+    replica.install_snapshot(&mut Cursor::new(file)).unwrap();
+    assert_eq!(replica.stats().lag_ms, 700);
+    commit(&replica, &[(1, 3)], 1);
+    assert_eq!(replica.stats().lag_ms, 0);
 }

@@ -146,9 +146,11 @@ fn diverged_transactions_are_kept_whole_after_a_lost_tail() {
     let (_s, again) = open(copy.path());
     commit(&again, &[(1, 33)], 1);
     commit(&again, &[(1, 34)], 1);
-    let kept = again.preserve_diverged(Some(common)).unwrap();
-    for entry in std::fs::read_dir(kept).unwrap() {
-        litefs_store::ltx::verify(std::fs::File::open(entry.unwrap().path()).unwrap()).unwrap();
+    let kept = again.preserve_diverged(Some(common)).unwrap().unwrap();
+    let records = kept.records(&OsStorage).unwrap();
+    assert_eq!(records.len(), 3);
+    for path in records.into_iter().chain(kept.whole_file()) {
+        litefs_store::ltx::verify(std::fs::File::open(path).unwrap()).unwrap();
     }
 }
 
@@ -361,8 +363,9 @@ fn leftovers_of_an_interrupted_preservation_are_not_kept() {
     let unfinished = dir.path().join("dbs/db/diverged/unfinished");
     std::fs::create_dir_all(&unfinished).unwrap();
     std::fs::write(unfinished.join("0000000000000009-0000000000000009.ltx"), b"torn").unwrap();
-    let kept = db.preserve_diverged(Some(common)).unwrap();
-    assert_eq!(std::fs::read_dir(kept).unwrap().count(), 1);
+    let kept = db.preserve_diverged(Some(common)).unwrap().unwrap();
+    assert_eq!(kept.records(&OsStorage).unwrap().len(), 1);
+    assert!(!unfinished.exists());
 }
 
 /// `apply` with a durability below the store's.

@@ -3,8 +3,22 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 5] =
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "fuzz/README.md"];
+const DOCUMENTS: [&str; 14] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "fuzz/README.md",
+    "docs/concepts.md",
+    "docs/configuration.md",
+    "docs/guarantees.md",
+    "docs/migration.md",
+    "docs/monitoring.md",
+    "docs/operations.md",
+    "docs/quickstart-cluster.md",
+    "docs/quickstart-mount.md",
+    "docs/quickstart-vfs.md",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the repository")

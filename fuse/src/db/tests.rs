@@ -239,3 +239,17 @@ fn a_size_that_nobody_wrote_is_refused() {
     assert_eq!(place.db.truncate(Part::Journal, Some(1), 0), Err(Errno::EIO));
     assert_eq!(place.database.pos(), before);
 }
+
+/// The kernel passes writes to a mapped shm by; what comes here is counted as its file's.
+#[test]
+fn each_write_is_counted_as_its_files() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let place = Place::new("CREATE TABLE t (x)");
+    place.lock(1, Part::Main, bytes::SHARED, LockKind::Read).unwrap();
+    place.db.create(Part::Shm).unwrap();
+    place.db.write(Part::Shm, 1, 0, &[0; 32]).unwrap();
+    place.db.write(Part::Shm, 1, 32, &[0; 32]).unwrap();
+    let counters = place.database.counters();
+    assert_eq!(counters.shm_writes.load(Relaxed), 2);
+    assert_eq!(counters.database_writes.load(Relaxed), 0);
+}

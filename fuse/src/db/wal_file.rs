@@ -235,10 +235,12 @@ impl MountedDb {
             tracing::warn!(db = %self.name(), %error, "a transaction was not committed");
             errno::of(&error)
         })?;
+        let is_remote = writer.is_remote();
         let pos = announcing_own_commit(|| writer.publish());
         answer_later(writer.take_unconfirmed());
         wal.commits += 1;
-        wal.unanswered = true;
+        // What the primary has made is durable, whatever becomes of this node.
+        wal.unanswered = !is_remote;
         if !main.move_tip(&self.database, pos) {
             self.nudge();
         }

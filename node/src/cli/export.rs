@@ -33,7 +33,7 @@ pub(super) fn run(args: &ExportArgs) -> CliResult {
         new_file(dir).map_err(CliError::during(format!("cannot write to {}", dir.display())))?;
     match &args.target.data_dir {
         Some(data_dir) => copy(data_dir, &name, &mut file)?,
-        None => download(&args.target.url, &name, &mut file)?,
+        None => download(&args.target.node.client()?, &name, &mut file)?,
     }
     let bytes = file.as_file().metadata()?.len();
     put_in_place(file, &args.path)
@@ -58,8 +58,7 @@ fn copy(data_dir: &Path, name: &DbName, file: &mut NamedTempFile) -> CliResult {
     Ok(())
 }
 
-fn download(url: &str, name: &DbName, file: &mut NamedTempFile) -> CliResult {
-    let client = Client::new(url)?;
+fn download(client: &Client, name: &DbName, file: &mut NamedTempFile) -> CliResult {
     client.block_on(async {
         let path = format!("/export?name={}", query_value(name.as_str()));
         let response = client.send("GET", &path, None, Empty::<Bytes>::new()).await?;
@@ -81,7 +80,7 @@ fn download(url: &str, name: &DbName, file: &mut NamedTempFile) -> CliResult {
 }
 
 /// A file that vanishes unless it is put in place; readable as the user's umask says.
-fn new_file(dir: &Path) -> io::Result<NamedTempFile> {
+pub(super) fn new_file(dir: &Path) -> io::Result<NamedTempFile> {
     use std::os::unix::fs::PermissionsExt;
     tempfile::Builder::new()
         .prefix(".litefs-export-")
@@ -89,7 +88,7 @@ fn new_file(dir: &Path) -> io::Result<NamedTempFile> {
         .tempfile_in(dir)
 }
 
-fn put_in_place(file: NamedTempFile, path: &Path) -> io::Result<()> {
+pub(super) fn put_in_place(file: NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
     for suffix in ["-journal", "-wal", "-shm"] {
         let mut side = path.as_os_str().to_owned();
@@ -103,7 +102,7 @@ fn put_in_place(file: NamedTempFile, path: &Path) -> io::Result<()> {
     fs::File::open(directory_of(path))?.sync_all()
 }
 
-fn directory_of(path: &Path) -> &Path {
+pub(super) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -133,7 +132,7 @@ mod tests {
         let args = ExportArgs {
             target: Target {
                 name: "a.db".into(),
-                url: super::super::DEFAULT_URL.into(),
+                node: super::super::node_args::NodeArgs::default(),
                 data_dir: Some(dir.path().join("no-such-directory")),
             },
             path: path.clone(),

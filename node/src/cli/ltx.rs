@@ -1,16 +1,18 @@
 //! `ltx`: looks at transactions, in .ltx files or in the log of a database.
 //!
 //! `list` and `verify` print what the reference `ltx` tool prints. `extract` writes the records of
-//! a log as files that it accepts.
+//! a log as files that it accepts. With `--diverged`: see `diverged.rs`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use litefs_ltx::{FileName, Summary, Txid, format_timestamp, verify};
 use litefs_store::{LogRecord, Store};
 
+use super::diverged::{self, Place};
 use super::{CliError, CliResult, open_data_dir, parse_name};
 
 #[derive(Subcommand)]
@@ -28,13 +30,20 @@ pub(super) enum LtxCommand {
         #[command(flatten)]
         input: Input,
     },
-    /// Write the records of a database's log as .ltx files
+    /// Write the records of a database's log as .ltx files, or a diverged database
     Extract {
         #[command(flatten)]
-        log: Log,
-        /// Where to write them
-        #[arg(long, default_value = ".")]
-        out: PathBuf,
+        place: Place,
+        /// The database whose records to write (its node must not be running)
+        #[arg(long, required_unless_present = "diverged", requires = "data_dir")]
+        name: Option<String>,
+        /// Write the database as this node had it, with the transactions that the cluster did not
+        /// keep: the name that `ltx list --diverged` shows, or its beginning
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["name", "from", "to"])]
+        diverged: Option<String>,
+        /// Where to write: a directory, with --diverged a new file
+        #[arg(long)]
+        out: Option<PathBuf>,
         /// First transaction id, in hex
         #[arg(long)]
         from: Option<Txid>,
@@ -42,56 +51,74 @@ pub(super) enum LtxCommand {
         #[arg(long)]
         to: Option<Txid>,
     },
+    /// Remove diverged transactions that nobody needs any more
+    Forget {
+        #[command(flatten)]
+        place: Place,
+        /// The name that `ltx list --diverged` shows, or its beginning
+        #[arg(long, value_name = "NAME")]
+        diverged: String,
+    },
 }
 
 /// Files, or the log of a database.
 #[derive(Args)]
 pub(super) struct Input {
     /// .ltx files
-    #[arg(required_unless_present = "data_dir", conflicts_with = "data_dir")]
+    #[arg(
+        required_unless_present_any = ["name", "diverged"],
+        conflicts_with_all = ["data_dir", "diverged"]
+    )]
     files: Vec<PathBuf>,
-    /// Look at the log of a database in this data directory (its node must not be running)
-    #[arg(long, value_name = "DIR", requires = "name")]
-    data_dir: Option<PathBuf>,
-    /// The database's name, with --data-dir
+    #[command(flatten)]
+    place: Place,
+    /// Look at the log of this database in the data directory (its node must not be running)
     #[arg(long, requires = "data_dir")]
     name: Option<String>,
-}
-
-/// The log of a database.
-#[derive(Args)]
-pub(super) struct Log {
-    /// The data directory (its node must not be running)
-    #[arg(long, value_name = "DIR")]
-    data_dir: PathBuf,
-    /// The database's name
-    #[arg(long)]
-    name: String,
+    /// Look at the transactions of this node that the cluster did not keep
+    #[arg(long, conflicts_with = "name")]
+    diverged: bool,
 }
 
 pub(super) fn run(command: &LtxCommand) -> CliResult {
     match command {
+        LtxCommand::List { input, tsv } if input.diverged => {
+            let rows = diverged::rows(&input.place)?;
+            Ok(io::stdout().lock().write_all(table(&rows, *tsv).as_bytes())?)
+        }
         LtxCommand::List { input, tsv } => list(input, *tsv),
         LtxCommand::Verify { input } => verify_all(input),
-        LtxCommand::Extract { log, out, from, to } => {
-            let range = from.unwrap_or(Txid::ZERO)..=to.unwrap_or(Txid::new(u64::MAX));
-            let mut count = 0u64;
-            let written = |record: &LogRecord| {
-                // A record is wanted if any of its transactions is.
-                if record.min_txid() > *range.end() || record.pos().txid < *range.start() {
-                    return Ok(());
-                }
-                count += 1;
-                extract(record, out)
-            };
-            fs::create_dir_all(out)
-                .map_err(CliError::during(format!("cannot create {}", out.display())))?;
-            each_record(&log.data_dir, &log.name, written)?;
-            File::open(out)?.sync_all()?;
-            println!("wrote {count} files to {}", out.display());
-            Ok(())
+        LtxCommand::Extract { place, diverged: Some(name), out, .. } => {
+            diverged::extract(place, name, out.as_deref())
         }
+        LtxCommand::Extract { place, name, out, from, to, .. } => {
+            let range = from.unwrap_or(Txid::ZERO)..=to.unwrap_or(Txid::new(u64::MAX));
+            let out = out.as_deref().unwrap_or(Path::new("."));
+            match (&place.data_dir, name) {
+                (Some(dir), Some(name)) => extract_log(dir, name, range, out),
+                _ => Err(CliError::new("say which log: --data-dir DIR --name NAME")),
+            }
+        }
+        LtxCommand::Forget { place, diverged } => diverged::forget(place, diverged),
     }
+}
+
+fn extract_log(dir: &Path, name: &str, range: RangeInclusive<Txid>, out: &Path) -> CliResult {
+    let mut count = 0u64;
+    let written = |record: &LogRecord| {
+        // A record is wanted if any of its transactions is.
+        if record.min_txid() > *range.end() || record.pos().txid < *range.start() {
+            return Ok(());
+        }
+        count += 1;
+        extract(record, out)
+    };
+    fs::create_dir_all(out)
+        .map_err(CliError::during(format!("cannot create {}", out.display())))?;
+    each_record(dir, name, written)?;
+    File::open(out)?.sync_all()?;
+    println!("wrote {count} files to {}", out.display());
+    Ok(())
 }
 
 const COLUMNS: [&str; 11] = [
@@ -141,14 +168,15 @@ fn verify_all(input: &Input) -> CliResult {
 
 /// Verifies every file or record: its name, its size in bytes and what it holds.
 fn each(input: &Input, mut visit: impl FnMut(&str, u64, litefs_ltx::Result<Summary>)) -> CliResult {
-    if let (Some(dir), Some(name)) = (&input.data_dir, &input.name) {
+    if let (Some(dir), Some(name)) = (&input.place.data_dir, &input.name) {
         return each_record(dir, name, |record| {
             let file = FileName { min: record.min_txid(), max: record.pos().txid };
             visit(&file.to_string(), record.len(), verify(record.reader()));
             Ok(())
         });
     }
-    for path in &input.files {
+    let kept = if input.diverged { diverged::files(&input.place)? } else { Vec::new() };
+    for path in input.files.iter().chain(&kept) {
         let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
         let name = path.display().to_string();
         match opened {
@@ -229,6 +257,7 @@ fn table<const N: usize>(rows: &[[String; N]], tsv: bool) -> String {
 mod tests {
     use litefs_ltx::{Checksum, Encoder, Header, PageSize, Pgno, page_checksum};
 
+    use super::super::node_args::NodeArgs;
     use super::*;
 
     /// The tiny snapshot of FORMAT §19, with the timestamp given there.
@@ -258,7 +287,9 @@ mod tests {
     }
 
     fn files(names: &[&Path]) -> Input {
-        Input { files: names.iter().map(|p| p.into()).collect(), data_dir: None, name: None }
+        let place = Place { data_dir: None, node: NodeArgs::default() };
+        let files = names.iter().map(|p| p.into()).collect();
+        Input { files, place, name: None, diverged: false }
     }
 
     #[test]

@@ -4,19 +4,18 @@ use clap::Args;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 
-use super::client::Client;
-use super::{CliResult, DEFAULT_URL};
+use super::CliResult;
+use super::node_args::NodeArgs;
 
 #[derive(Args)]
 pub(super) struct PromoteArgs {
-    /// The HTTP address of the node that is to be the primary
-    #[arg(long, default_value = DEFAULT_URL)]
-    url: String,
+    #[command(flatten)]
+    node: NodeArgs,
 }
 
 pub(super) fn run(args: &PromoteArgs) -> CliResult {
-    let client = Client::new(&args.url)?;
+    let client = args.node.client()?;
     client.block_on(client.send("POST", "/promote", None, Empty::<Bytes>::new()))?;
-    println!("{} is the primary", args.url);
+    println!("{} is the primary", client.url());
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::yaml::{ValueError, value};
+use super::yaml::{ValueError, filled, value};
 use super::{ConfigError, parse_duration};
 
 /// How long commits wait for replicas before something is done about it.
@@ -114,6 +114,7 @@ impl fmt::Display for ReplicationMode {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct RawReplication {
+    pub(super) forward_writes: Option<bool>,
     mode: Option<Spanned<String>>,
     replicas: Option<Spanned<usize>>,
     timeout: Option<Spanned<String>>,
@@ -136,12 +137,16 @@ impl RawReplication {
             }
         }
         let duration = |text: &Option<Spanned<String>>| {
-            text.as_ref().map(|text| value(text, parse_duration)).transpose()
+            filled(text).map(|text| value(text, parse_duration)).transpose()
         };
         Ok(match mode {
             "bounded" => ReplicationMode::Bounded(Bounds {
                 max_lag: duration(&self.max_lag)?,
-                max_transactions: self.max_transactions.as_ref().map(|most| most.value),
+                max_transactions: self
+                    .max_transactions
+                    .as_ref()
+                    .map(|most| most.value)
+                    .filter(|n| *n > 0),
             }),
             "sync" => ReplicationMode::Sync(SyncSettings {
                 replicas: self.replicas.as_ref().map_or(1, |count| count.value),
@@ -155,19 +160,20 @@ impl RawReplication {
         })
     }
 
-    /// A key of another mode would have no effect, and could not have been meant.
+    /// A key of another mode would have no effect, and could not have been meant, unless it says
+    /// what is so anyway.
     fn check_keys(&self, mode: &str) -> Result<(), ValueError> {
-        let line = |text: &Option<Spanned<String>>| text.as_ref().map(|t| t.referenced.line());
+        let line = |text: &Option<Spanned<String>>, default: &str| {
+            text.as_ref().filter(|t| t.value != default).map(|t| t.referenced.line())
+        };
+        let replicas = self.replicas.as_ref().filter(|count| count.value != 1);
+        let most = self.max_transactions.as_ref().filter(|most| most.value != 0);
         let keys = [
-            ("replicas", "sync", self.replicas.as_ref().map(|count| count.referenced.line())),
-            ("timeout", "sync", line(&self.timeout)),
-            ("on-timeout", "sync", line(&self.on_timeout)),
-            ("max-lag", "bounded", line(&self.max_lag)),
-            (
-                "max-transactions",
-                "bounded",
-                self.max_transactions.as_ref().map(|most| most.referenced.line()),
-            ),
+            ("replicas", "sync", replicas.map(|count| count.referenced.line())),
+            ("timeout", "sync", line(&self.timeout, "5s")),
+            ("on-timeout", "sync", line(&self.on_timeout, "wait")),
+            ("max-lag", "bounded", line(&self.max_lag, "")),
+            ("max-transactions", "bounded", most.map(|most| most.referenced.line())),
         ];
         for (key, of, line) in keys {
             if let Some(line) = line.filter(|_| of != mode) {

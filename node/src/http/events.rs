@@ -1,17 +1,21 @@
 //! `GET /events`: what happens on this node, one JSON object a line, as LiteFS writes it.
 //!
 //! `init` first, then `tx` for each moved position and `primaryChange` whenever the primary is
-//! another one. With Consul also `roleChange`, which LiteFS does not have: this node's role, and why.
+//! another one. Besides LiteFS's: `quarantined` for a database that failed a check, `diverged` when
+//! transactions were kept that the cluster does not have, and with Consul `roleChange`: this node's
+//! role, and why.
 //! A client that is more than [`BACKLOG`] events behind is disconnected.
 
 use std::convert::Infallible;
+use std::path::Path;
 
 use axum::body::{Body, Bytes};
-use litefs_store::{Event, Store, Subscription};
+use litefs_store::{DbName, Event, Store, Subscription};
 use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::info::DivergedInfo;
 use super::view::Role;
 use crate::lease::action::Transition;
 use litefs_ltx::format_timestamp;
@@ -28,11 +32,11 @@ pub(super) struct EventHub {
 impl EventHub {
     pub(super) fn new(store: &Store) -> Self {
         let (lines, _) = broadcast::channel(BACKLOG);
-        let sender = lines.clone();
+        let (sender, dir) = (lines.clone(), store.dir().to_owned());
         let subscription = store.subscribe(move |event| {
             // Serializing for nobody would cost every commit.
             if sender.receiver_count() > 0
-                && let Some(line) = store_event_line(event)
+                && let Some(line) = store_event_line(&dir, event)
             {
                 let _ = sender.send(line);
             }
@@ -149,6 +153,11 @@ struct TxData {
     timestamp: String,
 }
 
+#[derive(Serialize)]
+struct QuarantinedData<'a> {
+    reason: &'a str,
+}
+
 fn role_line(kind: &str, role: &Role) -> Bytes {
     let hostname = role.primary_hostname.as_deref();
     line(&Line { r#type: kind, db: None, data: RoleData { is_primary: role.is_primary, hostname } })
@@ -160,17 +169,29 @@ fn transition_line(transition: &Transition) -> Bytes {
     line(&Line { r#type: "roleChange", db: None, data })
 }
 
-/// LiteFS has no event for the others; the log and the metrics have them.
-fn store_event_line(event: &Event) -> Option<Bytes> {
-    let Event::Position { db, pos, page_size, commit, timestamp_ms } = event else { return None };
-    let data = TxData {
-        txid: pos.txid.to_string(),
-        post_apply_checksum: pos.checksum.to_string(),
-        page_size: *page_size,
-        commit: *commit,
-        timestamp: format_timestamp(*timestamp_ms),
-    };
-    Some(line(&Line { r#type: "tx", db: Some(db.as_str()), data }))
+/// LiteFS's clients pass over types that they do not know.
+fn store_event_line(dir: &Path, event: &Event) -> Option<Bytes> {
+    match event {
+        Event::Position { db, pos, page_size, commit, timestamp_ms } => {
+            let data = TxData {
+                txid: pos.txid.to_string(),
+                post_apply_checksum: pos.checksum.to_string(),
+                page_size: *page_size,
+                commit: *commit,
+                timestamp: format_timestamp(*timestamp_ms),
+            };
+            Some(db_line("tx", db, data))
+        }
+        Event::Quarantined { db, reason } => {
+            Some(db_line("quarantined", db, QuarantinedData { reason }))
+        }
+        Event::Diverged(kept) => Some(db_line("diverged", &kept.db, DivergedInfo::new(dir, kept))),
+        _ => None,
+    }
+}
+
+fn db_line(kind: &str, db: &DbName, data: impl Serialize) -> Bytes {
+    line(&Line { r#type: kind, db: Some(db.as_str()), data })
 }
 
 fn line(value: &impl Serialize) -> Bytes {
@@ -195,6 +216,32 @@ mod tests {
         assert!(client.recv().await.unwrap().unwrap().starts_with(b"{\"type\":\"init\""));
         assert!(client.recv().await.is_none());
         forwarding.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn trouble_is_told_with_where_it_lies() {
+        let db = DbName::new("a.db").unwrap();
+        let pos = |text: &str| text.parse().unwrap();
+        let kept = litefs_store::Diverged {
+            db: db.clone(),
+            path: "/d/dbs/a.db/diverged/x".into(),
+            common: Some(pos("0000000000000002/8000000000000002")),
+            newest: pos("0000000000000005/8000000000000005"),
+            kept_ms: 0,
+            whole: true,
+        };
+        let line = store_event_line(Path::new("/d"), &Event::Diverged(kept)).unwrap();
+        let event: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        assert_eq!((&event["type"], &event["db"]), (&"diverged".into(), &"a.db".into()));
+        let expected = serde_json::json!({"name": "a.db/x", "transactions": 3, "whole": true,
+            "common": "0000000000000002/8000000000000002", "keptAt": "",
+            "newest": "0000000000000005/8000000000000005", "path": "dbs/a.db/diverged/x"});
+        assert_eq!(event["data"], expected);
+        let event = Event::Quarantined { db, reason: "page 3".to_owned() };
+        let line = store_event_line(Path::new("/d"), &event).unwrap();
+        let expected =
+            "{\"type\":\"quarantined\",\"db\":\"a.db\",\"data\":{\"reason\":\"page 3\"}}\n";
+        assert_eq!(line, expected);
     }
 
     /// The field names are what LiteFS's clients read (store.go, Event).

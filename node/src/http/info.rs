@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use litefs_store::Database;
+use litefs_ltx::format_timestamp;
+use litefs_store::{Database, DbName, Diverged};
 use serde::{Deserialize, Serialize};
 
 use super::view::{LeaseStatus, NodeView, ReplicaStatus};
@@ -33,6 +34,9 @@ pub struct Info {
     /// What the lease says of this node's part.
     #[serde(default)]
     pub lease: LeaseInfo,
+    /// Why this node is not connected to its primary, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disconnected: Option<String>,
     /// Milliseconds behind the primary; absent before the first sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag_ms: Option<u64>,
@@ -83,8 +87,14 @@ pub struct LeaseInfo {
 pub struct ReplicaInfo {
     /// Its node id or name.
     pub node: String,
+    /// Its host's name, as it says.
+    #[serde(default)]
+    pub hostname: String,
     /// Where it connects from.
     pub addr: String,
+    /// Milliseconds since it last had everything; absent if it never had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_ms: Option<u64>,
     /// Transactions that it has not acknowledged yet.
     pub unacknowledged_transactions: u64,
 }
@@ -117,13 +127,65 @@ pub struct DatabaseInfo {
     pub mark: String,
     /// Bytes of log on disk.
     pub log_bytes: u64,
+    /// Transactions in the log.
+    #[serde(default)]
+    pub log_transactions: u64,
+    /// Milliseconds from the newest transaction's commit on the primary until it was here, by both
+    /// nodes' clocks; 0 if it was committed here.
+    #[serde(default)]
+    pub lag_ms: u64,
     /// Why it is served to nobody, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<String>,
-    /// Directories, below the data directory, with transactions of this node that the cluster did
-    /// not keep.
+    /// Which failed sync made it read-only until it is reopened, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poisoned: Option<String>,
+    /// Why this replica does not follow the primary's, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+    /// What is kept of transactions of this node that the cluster did not keep, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub diverged: Vec<String>,
+    pub diverged: Vec<DivergedInfo>,
+}
+
+/// Transactions of this node that the cluster did not keep, in files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DivergedInfo {
+    /// Names it to `litefs-node ltx extract --diverged` and `ltx forget --diverged`.
+    pub name: String,
+    /// The last position that the cluster kept too, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub common: Option<String>,
+    /// Where the database was.
+    pub newest: String,
+    /// How many transactions the cluster did not keep, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transactions: Option<u64>,
+    /// When it was kept, as RFC 3339; empty if unknown.
+    pub kept_at: String,
+    /// True if the whole database is among the files.
+    pub whole: bool,
+    /// The directory with the files, below the data directory.
+    pub path: String,
+}
+
+impl DivergedInfo {
+    /// `dir` is the data directory.
+    pub(crate) fn new(dir: &Path, kept: &Diverged) -> Self {
+        Self {
+            name: kept.id(),
+            common: kept.common.map(|pos| pos.to_string()),
+            newest: kept.newest.to_string(),
+            transactions: kept.transactions(),
+            kept_at: match kept.kept_ms {
+                0 => String::new(),
+                ms => format_timestamp(ms),
+            },
+            whole: kept.whole,
+            path: kept.path.strip_prefix(dir).unwrap_or(&kept.path).display().to_string(),
+        }
+    }
 }
 
 impl Info {
@@ -145,11 +207,12 @@ impl Info {
             node_id: format!("{:016X}", store.node_id()),
             role: role_name.to_owned(),
             lease: view.lease().into(),
+            disconnected: view.disconnected_because(),
             lag_ms: view.lag().map(millis),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             replicas: view.replicas().into_iter().map(ReplicaInfo::from).collect(),
             replication: view.confirm().map(ReplicationInfo::from),
-            databases: databases(store.dir(), &store.databases()),
+            databases: databases(store.dir(), &store.databases(), &view.reasons()),
         }
     }
 }
@@ -186,13 +249,19 @@ impl From<ReplicaStatus> for ReplicaInfo {
     fn from(replica: ReplicaStatus) -> Self {
         Self {
             node: replica.node,
+            hostname: replica.hostname,
+            lag_ms: replica.lag.map(millis),
             addr: replica.addr.to_string(),
             unacknowledged_transactions: replica.unacknowledged_transactions,
         }
     }
 }
 
-fn databases(dir: &Path, all: &[Database]) -> BTreeMap<String, DatabaseInfo> {
+fn databases(
+    dir: &Path,
+    all: &[Database],
+    reasons: &BTreeMap<DbName, String>,
+) -> BTreeMap<String, DatabaseInfo> {
     let info = |db: &Database| {
         let stats = db.stats();
         DatabaseInfo {
@@ -201,7 +270,11 @@ fn databases(dir: &Path, all: &[Database]) -> BTreeMap<String, DatabaseInfo> {
             page_size: db.page_size().map_or(0, |size| size.get()),
             mark: stats.mark.to_string(),
             log_bytes: stats.log_bytes,
+            log_transactions: stats.log_transactions,
+            lag_ms: u64::try_from(stats.lag_ms).unwrap_or(0),
             quarantined: db.quarantined(),
+            poisoned: db.poisoned(),
+            stopped: reasons.get(db.name()).cloned(),
             diverged: diverged(dir, db),
         }
     };
@@ -214,12 +287,10 @@ fn databases(dir: &Path, all: &[Database]) -> BTreeMap<String, DatabaseInfo> {
         .collect()
 }
 
-fn diverged(dir: &Path, db: &Database) -> Vec<String> {
+fn diverged(dir: &Path, db: &Database) -> Vec<DivergedInfo> {
     let kept = db.diverged().unwrap_or_else(|e| {
         tracing::warn!(db = db.name().as_str(), "cannot look for diverged transactions: {e}");
         Vec::new()
     });
-    let shown =
-        |path: &std::path::PathBuf| path.strip_prefix(dir).unwrap_or(path).display().to_string();
-    kept.iter().map(shown).collect()
+    kept.iter().map(|kept| DivergedInfo::new(dir, kept)).collect()
 }

@@ -1,11 +1,12 @@
 //! The API over real connections to a real store: what LiteFS's clients see, and what hostile or
 //! slow ones cannot do.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use litefs_store::{Database, DbName, Durability, Pgno, Store};
+use litefs_store::{Database, DbName, Durability, Histogram, Pgno, Store, Timing};
 use rusqlite::Connection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -42,13 +43,31 @@ impl NodeView for TestNode {
         let addr = "127.0.0.1:9".parse().unwrap();
         vec![ReplicaStatus {
             node: "00000000000000AB".into(),
+            hostname: "n3".into(),
+            lag: Some(Duration::from_millis(30)),
             addr,
             unacknowledged_transactions: 7,
         }]
     }
 
     fn lease(&self) -> LeaseStatus {
-        LeaseStatus { kind: "consul", right_left: Some(Duration::from_secs(2)), ..self.fixed() }
+        let beats = Some(prometheus_client::metrics::histogram::Histogram::new([0.1]));
+        let right_left = Some(Duration::from_secs(2));
+        LeaseStatus { kind: "consul", right_left, beats, ..self.fixed() }
+    }
+
+    fn disconnected_because(&self) -> Option<String> {
+        (!self.role.borrow().is_primary).then(|| "no answer".to_owned())
+    }
+
+    fn reasons(&self) -> BTreeMap<DbName, String> {
+        BTreeMap::from([(DbName::new("stopped.db").unwrap(), "the disk is full".to_owned())])
+    }
+
+    fn ack_times(&self) -> Histogram {
+        let timing = Timing::default();
+        timing.add(Duration::from_millis(3));
+        timing.read()
     }
 
     fn transitions(&self) -> Option<tokio::sync::broadcast::Receiver<Transition>> {
@@ -87,6 +106,15 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// A primary in a directory of its own, so that an escape from it shows.
     pub(crate) fn start() -> Self {
+        Self::start_with(|node, listener| {
+            Server::start(node.clone(), listener, local_access(), None).unwrap()
+        })
+    }
+
+    /// The same, with the server that is started by `serve`.
+    pub(crate) fn start_with(
+        serve: impl FnOnce(&Arc<TestNode>, std::net::TcpListener) -> Server,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("data")).unwrap();
         let role = watch::Sender::new(primary());
@@ -94,7 +122,7 @@ impl Fixture {
         let node = Arc::new(TestNode { store, role, transitions });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let server = Server::start(node.clone(), listener).unwrap();
+        let server = serve(&node, listener);
         Self { dir, node, server }
     }
 
@@ -115,24 +143,30 @@ impl Fixture {
         (status, response.into_body().collect().await.unwrap().to_bytes())
     }
 
-    async fn text(&self, method: &str, path: &str) -> (u16, String) {
+    pub(crate) async fn text(&self, method: &str, path: &str) -> (u16, String) {
         let (status, body) = self.call(method, path, b"").await;
         (status.as_u16(), String::from_utf8(body.to_vec()).unwrap())
     }
 
-    async fn import(&self, name: &str, rows: u32) {
+    pub(crate) async fn import(&self, name: &str, rows: u32) {
         let (status, body) =
             self.call("POST", &format!("/import?name={name}"), &sqlite_file(rows)).await;
         assert_eq!(status, 200, "{body:?}");
     }
 
-    fn txid(&self, name: &str) -> u64 {
+    /// Without the API.
+    pub(crate) fn import_here(&self, name: &str, rows: u32) {
+        let database = self.node.store.create(&DbName::new(name).unwrap()).unwrap();
+        database.import(&mut &sqlite_file(rows)[..]).unwrap();
+    }
+
+    pub(crate) fn txid(&self, name: &str) -> u64 {
         let name = DbName::new(name).unwrap();
         self.node.store.database(&name).map_or(0, |db| db.pos().txid.get())
     }
 
     /// Everything below the fixture's directory but the log and base of the databases.
-    fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut pending = vec![self.dir.path().to_owned()];
         while let Some(dir) = pending.pop() {
@@ -147,6 +181,13 @@ impl Fixture {
         found.sort();
         found
     }
+}
+
+/// No certificates and no token.
+pub(crate) fn local_access() -> Arc<Access> {
+    let config = crate::Config::new("/none");
+    let tls = Arc::new(crate::tls::TlsMode::load(&config).unwrap());
+    Access::new(&config, &tls).unwrap()
 }
 
 fn primary() -> Role {
@@ -427,6 +468,32 @@ async fn the_role_is_moved_with_litefss_status_codes() {
     assert_eq!(f.text("POST", "/handoff?nodeID=0000000000000007").await.0, 200);
     let (status, text) = f.text("POST", "/handoff?nodeID=AB").await;
     assert_eq!((status, text.as_str()), (500, "not to ab\n"));
+}
+
+#[tokio::test]
+async fn health_tells_live_from_ready_and_says_why() {
+    let f = Fixture::start();
+    let json = async |path: &str| {
+        let (status, text) = f.text("GET", path).await;
+        let health: serde_json::Value = serde_json::from_str(&text).unwrap();
+        (status, health)
+    };
+    assert_eq!(json("/health/live").await, (200, serde_json::json!({ "live": true })));
+    let (status, health) = json("/health/ready").await;
+    assert_eq!((status, &health["ready"], &health["role"]), (200, &true.into(), &"primary".into()));
+    // A primary that may not commit is alive.
+    f.node.store.gate().close("a test");
+    let (status, health) = json("/health/ready").await;
+    assert_eq!((status, &health["ready"]), (503, &false.into()));
+    assert!(health["reason"].as_str().unwrap().contains("commit"));
+    assert_eq!(json("/health/live").await.0, 200);
+    // The test's nodes are 1.5 s behind.
+    f.node.role.send_replace(replica());
+    assert_eq!(json("/health/ready").await.0, 200);
+    let (status, health) = json("/health/ready?max-lag=1s").await;
+    assert_eq!((status, &health["lagMs"]), (503, &1500.into()));
+    assert_eq!(json("/health?max-lag=1s").await, (200, health));
+    assert_eq!(f.text("GET", "/health/ready?max-lag=soon").await.0, 400);
 }
 
 #[tokio::test]

@@ -262,10 +262,10 @@ impl Failure {
             | ErrorKind::Timeout
             | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Io
-            | ErrorKind::Unconfirmed
             | ErrorKind::Corrupt
             | ErrorKind::Mismatch
-            | ErrorKind::Gone => StatusCode::INTERNAL_SERVER_ERROR,
+            | ErrorKind::Gone
+            | ErrorKind::Unconfirmed => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error)
     }

@@ -1,10 +1,12 @@
 //! What the HTTP API needs to know about the node that it speaks for.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use litefs_store::Store;
-use prometheus_client::metrics::histogram::Histogram;
+use litefs_ltx::Txid;
+use litefs_store::{DbName, Histogram, Store};
+use prometheus_client::metrics::histogram::Histogram as PrometheusHistogram;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::lease::action::Transition;
@@ -21,10 +23,25 @@ pub trait NodeView: Send + Sync + 'static {
     /// How far this node is behind the primary: zero on the primary, `None` on a replica that
     /// never was at the primary's positions since it started.
     fn lag(&self) -> Option<Duration>;
+    /// The newest transaction of a database that the application on this replica sees; `None` if it
+    /// does not exist. With a mount, that may be a moment behind the store.
+    fn visible(&self, db: &DbName) -> Option<Txid> {
+        Some(self.store().database(db)?.pos().txid)
+    }
+    /// Changes when [`NodeView::visible`] may have changed without an event of the store.
+    fn shown(&self) -> watch::Receiver<()> {
+        watch::Sender::new(()).subscribe()
+    }
     /// The replicas connected to this node, in any order.
     fn replicas(&self) -> Vec<ReplicaStatus>;
     /// What the lease says of its part.
     fn lease(&self) -> LeaseStatus;
+    /// Why it is not connected to its primary; `None` while it is, or is the primary.
+    fn disconnected_because(&self) -> Option<String>;
+    /// Why databases are not being followed, by name.
+    fn reasons(&self) -> BTreeMap<DbName, String>;
+    /// How long commits took to be acknowledged by a replica, since it became primary.
+    fn ack_times(&self) -> Histogram;
     /// Changes of its role from now on; `None` if there will be none.
     fn transitions(&self) -> Option<broadcast::Receiver<Transition>>;
     /// Asks that it become the primary.
@@ -55,7 +72,7 @@ pub struct LeaseStatus {
     /// Why Consul does not do what it is asked to, if so.
     pub trouble: Option<String>,
     /// How long it took to extend that right, in seconds.
-    pub beats: Option<Histogram>,
+    pub beats: Option<PrometheusHistogram>,
 }
 
 impl LeaseStatus {
@@ -125,6 +142,10 @@ pub struct Role {
 pub struct ReplicaStatus {
     /// Its node id, 16 hex digits, or its certificate's node name.
     pub node: String,
+    /// Its host's name, as it says.
+    pub hostname: String,
+    /// How long ago it last had everything; `None` if it never had.
+    pub lag: Option<Duration>,
     /// Where it connects from.
     pub addr: SocketAddr,
     /// Transactions that it has not acknowledged yet, over all databases.

@@ -1,16 +1,19 @@
 //! What a node's tasks share, and how others see it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use litefs_store::Store;
+use litefs_ltx::Txid;
+use litefs_store::{DbName, Histogram, RemoteError, Store, Timing};
 use parking_lot::Mutex;
 use quinn::{Endpoint, Incoming};
 use tokio::sync::{broadcast, watch};
 
 use super::elector::Lease;
 use crate::config::Config;
+use crate::forward::replica::Forwarding;
 use crate::http::{LeaseStatus, NodeView, ReplicaStatus, Role, Wish};
 use crate::lease::action::Transition;
 use crate::replication::confirm::{ConfirmStatus, Confirmer};
@@ -19,6 +22,9 @@ use crate::replication::serve::{ConnectedReplica, Term, close_connection};
 use crate::replication::wire::{Close, Reason};
 use crate::replication::{GREETING_TIMEOUT, printable};
 use crate::tls::{PeerIdentity, TlsMode};
+
+/// How long a client waits for the primary to halt, as LiteFS's.
+const HALT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the node's tasks share.
 pub(super) struct Shared {
@@ -29,7 +35,12 @@ pub(super) struct Shared {
     pub tls: Arc<TlsMode>,
     pub endpoint: Endpoint,
     pub addr: SocketAddr,
+    pub proxy_addr: Option<SocketAddr>,
     pub role: watch::Sender<Role>,
+    /// What the mount shows, if there is one, and word of its changes.
+    pub mount: Mutex<Option<litefs_fuse::View>>,
+    pub shown: watch::Sender<()>,
+    pub forwarding: Arc<Forwarding>,
     pub part: Mutex<Part>,
     /// How many changes of role are done, and how the last one went.
     pub changes: watch::Sender<(u64, Result<(), String>)>,
@@ -126,9 +137,21 @@ impl NodeView for Shared {
         }
     }
 
+    fn visible(&self, db: &DbName) -> Option<Txid> {
+        let newest = self.store.database(db)?.pos().txid;
+        let mount = self.mount.lock().clone();
+        Some(mount.and_then(|mount| mount.position(db)).map_or(newest, |pos| pos.txid))
+    }
+
+    fn shown(&self) -> watch::Receiver<()> {
+        self.shown.subscribe()
+    }
+
     fn replicas(&self) -> Vec<ReplicaStatus> {
         let status = |replica: ConnectedReplica| ReplicaStatus {
             node: replica.certified.unwrap_or_else(|| format!("{:016X}", replica.node)),
+            hostname: printable(&replica.hostname),
+            lag: replica.lag,
             addr: replica.addr,
             unacknowledged_transactions: replica.unacknowledged,
         };
@@ -144,6 +167,24 @@ impl NodeView for Shared {
             Some(lease) => lease.status(self.store.now()),
             None => LeaseStatus::fixed(self.role.borrow().is_primary, self.store.epoch()),
         }
+    }
+
+    fn disconnected_because(&self) -> Option<String> {
+        match &*self.part.lock() {
+            Part::Replica(follower) => follower.failure(),
+            _ => None,
+        }
+    }
+
+    fn reasons(&self) -> BTreeMap<DbName, String> {
+        match &*self.part.lock() {
+            Part::Replica(follower) => follower.reasons(),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    fn ack_times(&self) -> Histogram {
+        self.term().map_or_else(|| Timing::default().read(), |term| term.ack_times().read())
     }
 
     fn transitions(&self) -> Option<broadcast::Receiver<Transition>> {
@@ -166,6 +207,10 @@ impl NodeView for Shared {
 }
 
 impl litefs_fuse::Cluster for Shared {
+    fn shown(&self, _: &DbName) {
+        self.shown.send_replace(());
+    }
+
     fn primary(&self) -> Option<String> {
         let role = self.role.borrow();
         role.primary_hostname.clone().filter(|_| !role.is_primary)
@@ -175,5 +220,21 @@ impl litefs_fuse::Cluster for Shared {
         let since = |ms| UNIX_EPOCH + Duration::from_millis(ms);
         let heard = self.primary_wall_ms().and_then(|ms| u64::try_from(ms).ok());
         litefs_fuse::Lag { behind: NodeView::lag(self), primary_time: heard.map(since) }
+    }
+
+    fn halt(&self, db: &DbName) -> Result<(), RemoteError> {
+        let pos = self.forwarding.halt(db, HALT_TIMEOUT)?;
+        let arrived = match self.store.database(db) {
+            Some(database) => database.wait_for(pos.txid, HALT_TIMEOUT).map(drop),
+            None => Ok(()),
+        };
+        arrived.map_err(|error| {
+            self.forwarding.resume(db);
+            RemoteError::Refused(error.to_string())
+        })
+    }
+
+    fn resume(&self, db: &DbName) {
+        self.forwarding.resume(db);
     }
 }

@@ -1,24 +1,26 @@
 //! Follows the primary: dials it, stays connected, and drives [`Upstream`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use litefs_store::{DbName, ErrorKind, Event, Pos, Store};
+use litefs_store::{Database, DbName, ErrorKind, Event, Pos, Store};
 use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::control::{Control, ControlError};
+use super::diverged;
 use super::receive::{Limits, Receiver};
-use super::replica::{Action, DIAL_TIMEOUT, Local, Upstream};
+use super::replica::{Action, DIAL_TIMEOUT, Local, UNKNOWN, Upstream};
 use super::serve::close_connection;
-use super::standing::Standing;
+use super::standing::{Standing, received_now};
 use super::wire::{Close, FromPrimary, FromReplica, MAX_POINTS, Offer, Reason, Welcome};
 use super::{printable, wall_ms};
 use crate::config;
+use crate::forward::replica::Forwarding;
 use crate::tls::{self, TlsMode};
 
 /// Offers in one message when joining.
@@ -54,6 +56,8 @@ pub struct Follow {
     pub filter: Vec<DbName>,
     /// Told what becomes of the connection.
     pub listener: Listener,
+    /// Told the connection over which clients can write.
+    pub forwarding: Arc<Forwarding>,
 }
 
 /// A running follower.
@@ -95,6 +99,11 @@ impl Follower {
     /// The primary's wall clock at its last heartbeat, ms since 1970.
     pub fn primary_wall_ms(&self) -> Option<i64> {
         self.upstream.lock().primary_wall_ms()
+    }
+
+    /// Why databases are not being followed.
+    pub fn reasons(&self) -> BTreeMap<DbName, String> {
+        self.upstream.lock().reasons()
     }
 
     /// Why there is no connection to the primary; `None` while there is one, or was not tried yet.
@@ -178,6 +187,7 @@ impl Driver {
             }
         };
         let end = self.follow_connection(&connection, streams).await;
+        self.follow.forwarding.set_primary(None);
         if !*self.stopped.borrow() {
             (self.follow.listener)(LinkEvent::Down);
         }
@@ -400,7 +410,8 @@ impl Link<'_> {
             Action::Join(welcome) => return self.join(&welcome),
             Action::OfferPoints(db) => {
                 let known = self.driver.follow.store.database(&db);
-                let points = known.map(|db| db.rewind_points(MAX_POINTS)).unwrap_or_default();
+                let points = || known.map(|db| db.history_points(MAX_POINTS)).unwrap_or_default();
+                let points = tokio::task::block_in_place(points);
                 self.control.push_to_primary(&FromReplica::Points(db, points));
             }
             Action::Rewind(db, to) => {
@@ -418,19 +429,28 @@ impl Link<'_> {
             Action::NoTakeOver(why) => {
                 (self.driver.follow.listener)(LinkEvent::NoTakeOver(&why));
             }
-            Action::WarnUnknown(db) => tracing::warn!(
-                %db,
-                "the primary has no database of this name: it is kept here as it is and not \
-                 replicated; drop it here, or import it on the primary"
-            ),
+            Action::WarnUnknown(db) => tracing::warn!(%db, "{UNKNOWN}"),
         }
         Ok(())
     }
 
     fn note_in_sync(&self, primary: &Welcome) {
         tracing::info!("in sync with primary {}", primary.hostname);
-        let standing = Standing::of(self.driver.follow.store.dir());
-        if let Err(error) = tokio::task::block_in_place(|| standing.note_in_sync(primary)) {
+        let store = &self.driver.follow.store;
+        let filter = &self.driver.follow.filter;
+        let upstream = self.driver.upstream.lock();
+        let theirs = Store::databases(store)
+            .into_iter()
+            .filter(|db| filter.is_empty() || filter.contains(db.name()))
+            .filter(|db| !upstream.is_unknown(db.name()));
+        let theirs: Vec<Database> = theirs.collect();
+        drop(upstream);
+        let noted = tokio::task::block_in_place(|| {
+            let received = received_now(store, &theirs);
+            Standing::of(store.dir()).note_in_sync(primary, &received).map(|()| received)
+        });
+        let noted = noted.map(|received| self.receiver.set_received(Some(received)));
+        if let Err(error) = noted {
             tracing::warn!("cannot remember that this node is in sync: {error}");
         }
         (self.driver.follow.listener)(LinkEvent::InSync(primary));
@@ -455,7 +475,9 @@ impl Link<'_> {
 
     fn join(&mut self, welcome: &Welcome) -> Result<(), End> {
         let store = &self.driver.follow.store;
-        self.receiver.set_trusted(Standing::of(store.dir()).follows(welcome));
+        let standing = Standing::of(store.dir());
+        let received = tokio::task::block_in_place(|| standing.received_of(welcome));
+        self.receiver.set_received(received);
         let adopt = || -> litefs_store::Result<()> {
             store.set_cluster_id(&welcome.cluster)?;
             store.set_epoch(welcome.epoch)
@@ -468,6 +490,7 @@ impl Link<'_> {
         tracing::info!("following primary {hostname} (node {node:016x}), epoch {epoch}");
         *self.driver.failure.lock() = None;
         (self.driver.follow.listener)(LinkEvent::Up(welcome));
+        self.driver.follow.forwarding.set_primary(Some(self.connection.clone()));
         let filter = &self.driver.follow.filter;
         if !filter.is_empty() {
             self.control.push_to_primary(&FromReplica::Filter(filter.clone()));
@@ -521,7 +544,7 @@ impl Rewind {
         let Some(permit) = self.receiver.limits().applier().await else { return };
         let rewinding = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            db.preserve_diverged(Some(to))?;
+            diverged::keep(&db, Some(to))?;
             db.rewind(to)
         });
         // It fails if the call panicked, which has been reported.
@@ -537,7 +560,9 @@ impl Rewind {
             }
             Err(error) => {
                 tracing::warn!(db = %name, "cannot go back to {to}: {error}");
-                self.upstream.lock().handle_trouble(now, &name, false);
+                let mut upstream = self.upstream.lock();
+                upstream.note_reason(&name, error.to_string());
+                upstream.handle_trouble(now, &name, false);
             }
         }
         self.wake.notify_one();

@@ -14,15 +14,19 @@
 //! | `follow`    | drives `replica`: dials the primary, stays connected                     |
 //! | `receive`   | one database's stream into the store                                     |
 //! | `standing`  | whether what this node has came from the primary                         |
+//! | `diverged`  | keeping what the primary does not have                                   |
+//! | `ack_times` | how long commits take to be acknowledged                                 |
 //! | `pipe`      | bounded pipes between the async streams and the store's blocking calls   |
 //!
 //! The pure modules decide; the drivers own sockets, tasks and the clock and decide nothing.
 
+mod ack_times;
 pub mod confirm;
 mod control;
+pub mod diverged;
 pub mod follow;
 pub mod lag;
-mod pipe;
+pub(crate) mod pipe;
 pub mod primary;
 pub mod quorum;
 mod receive;

@@ -19,7 +19,7 @@
 //! Nothing is queued for a replica but the names of databases with something to send; a job names
 //! a place in the log, and what is there is read when it can be sent.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use litefs_store::{DbName, Pos, Relation, Txid};
@@ -176,7 +176,7 @@ pub struct Peer {
     welcome: Option<Welcome>,
     /// At most one open question for a database.
     questions: BTreeMap<DbName, FromPrimary>,
-    stalled: HashSet<DbName>,
+    stalled: BTreeSet<DbName>,
     wants_role: bool,
     lag: Lag,
     heard: Duration,
@@ -203,7 +203,7 @@ impl Peer {
             resets: VecDeque::new(),
             welcome: None,
             questions: BTreeMap::new(),
-            stalled: HashSet::new(),
+            stalled: BTreeSet::new(),
             wants_role: false,
             lag: Lag::default(),
             heard: now,
@@ -515,7 +515,8 @@ impl Peer {
         let db = offer.db.clone();
         let newest = history.newest(&db);
         let known = self.dbs.entry(db.clone()).or_insert_with(Db::new);
-        known.acked = offer.pos;
+        // Not before it is known to be on our history: acknowledgements are relied on.
+        (known.acked, known.synced) = (Pos::ZERO, Pos::ZERO);
         known.sent = offer.pos;
         if now < known.not_before {
             let at = known.not_before;
@@ -532,6 +533,11 @@ impl Peer {
                 return self.stall(now, &db, offer, now + RETRY);
             }
         };
+        if matches!(relation, Relation::Current | Relation::Behind)
+            && let Some(known) = self.dbs.get_mut(&db)
+        {
+            known.acked = offer.pos;
+        }
         match relation {
             Relation::Current | Relation::Behind if offer.snapshot => {
                 self.queue(&db, Task::Snapshot(offer.pos));

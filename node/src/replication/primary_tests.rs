@@ -141,6 +141,24 @@ fn each_position_gets_its_plan() {
     );
 }
 
+/// Whoever relies on acknowledgements must not take a diverged replica for one that has everything.
+#[test]
+fn only_positions_on_our_history_count_as_acknowledged() {
+    let history = Fake::default().with("a", 3..=9).with("b", 3..=9).with("c", 3..=9);
+    let offers = vec![offer("a", foreign(12)), offer("b", pos(5)), offer("c", pos(2))];
+    let mut peer = live(&history, offers);
+    let acked = |peer: &Peer| {
+        let mut all: Vec<_> = peer.acks().map(|ack| (ack.db, ack.applied)).collect();
+        all.sort_by_key(|(db, _)| db.clone());
+        all
+    };
+    assert_eq!(acked(&peer), [(db("b"), pos(5))]);
+    assert_eq!(peer.unacknowledged(), 9 + 4 + 9);
+    // It went back, and says so.
+    peer.handle_message(ms(1), FromReplica::Offers(vec![offer("a", pos(4))]), &history);
+    assert_eq!(acked(&peer), [(db("a"), pos(4)), (db("b"), pos(5))]);
+}
+
 #[test]
 fn strangers_are_refused_with_the_reason() {
     let history = Fake::default();

@@ -182,15 +182,13 @@ impl Quorum {
         self.waiting.values().map(VecDeque::len).sum()
     }
 
-    /// This node is the primary from now on. Nothing is known of replicas, and what is published
-    /// may be of an earlier time.
+    /// This node is the primary from now on. Nothing is known of replicas. What is published is of
+    /// an earlier term and stays: it tells who has what was acknowledged then, and nothing more is
+    /// before a set of this term takes its place.
     pub fn handle_term_began(&mut self) {
         let (mode, last_number) = (self.mode, self.last_number);
         let actions = std::mem::take(&mut self.actions);
         *self = Self { last_number, actions, ..Self::new(mode) };
-        if let Mode::Sync(_) = self.mode {
-            self.publish(BTreeSet::new(), false);
-        }
     }
 
     /// This node is not the primary any more.
@@ -307,7 +305,7 @@ impl Quorum {
             Some(Next { stage: Stage::Failed(at), .. }) if *at <= now => {
                 self.next = None;
                 self.choose(now);
-                if self.next.is_none() {
+                if self.next.is_none() && (self.fallen_back || !self.set.is_empty()) {
                     // What is in force is published again, so that nothing is unsure.
                     self.publish(self.set.clone(), self.fallen_back);
                 }

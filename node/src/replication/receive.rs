@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Seek, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use litefs_store::{Database, DbName, Durability, Error, ErrorKind, Pos, Store};
@@ -20,9 +20,10 @@ use quinn::{ReadExactError, RecvStream};
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::MAX_DATABASES;
+use super::diverged;
 use super::pipe::{self, Batch, BatchSender, CHUNK};
 use super::replica::{Upstream, must_preserve};
-use super::standing::is_newest_foreign;
+use super::standing::{Received, Standing, came_from_primary};
 use super::wire::{self, Close, Reason, RecordKind, STREAM_FRAME_LEN, StreamFrame, StreamReset};
 
 /// Records up to this length are read into memory before they are applied.
@@ -74,8 +75,8 @@ pub struct Receiver {
     filter: HashSet<DbName>,
     limits: Limits,
     lanes: Mutex<HashMap<DbName, Arc<Lane>>>,
-    /// What is here came from this primary, unless a database's log says otherwise.
-    trusted: AtomicBool,
+    /// What came from this primary; `None` if this node never had everything of it.
+    received: Mutex<Option<Received>>,
     epoch_start: Instant,
 }
 
@@ -116,13 +117,14 @@ impl Receiver {
         (filter, limits): (HashSet<DbName>, Limits),
         epoch_start: Instant,
     ) -> Self {
-        let (lanes, trusted) = (Mutex::default(), AtomicBool::new(false));
-        Self { store, upstream, wake, filter, limits, lanes, trusted, epoch_start }
+        let (lanes, received) = (Mutex::default(), Mutex::default());
+        Self { store, upstream, wake, filter, limits, lanes, received, epoch_start }
     }
 
-    /// Says whether this node had everything of this primary and has not been primary since.
-    pub fn set_trusted(&self, trusted: bool) {
-        self.trusted.store(trusted, Ordering::Release);
+    /// Says what came from this primary; `None` if this node never had everything of it, or was
+    /// primary since.
+    pub fn set_received(&self, received: Option<Received>) {
+        *self.received.lock() = received;
     }
 
     /// Stops reading a database's stream, if there is one, and waits until nothing of it is being
@@ -228,25 +230,39 @@ impl Receiver {
             let text = format!("a record for {} leads to {pos}, not to {}", db.name(), frame.pos);
             return Err(Leave::Blame(Close::new(Reason::BadRecord, text)));
         }
+        if frame.kind == RecordKind::Snapshot {
+            tokio::task::block_in_place(|| self.note_received(db, pos));
+        }
         self.upstream.lock().handle_applied(db.name());
         self.wake.notify_one();
         Ok(())
     }
 
+    /// Remembers that a snapshot came from the primary, since it does not say so itself.
+    fn note_received(&self, db: &Database, pos: Pos) {
+        let mut received = self.received.lock();
+        let Some(received) = received.as_mut() else { return };
+        if let Err(error) = Standing::of(self.store.dir()).note_received(db.name(), pos) {
+            tracing::warn!(db = %db.name(), "cannot remember where it came from: {error}");
+        }
+        received.insert(db.name().clone(), pos);
+    }
+
     /// True if this database may hold transactions that did not come from the primary.
     fn may_hold_own(&self, db: &Database) -> bool {
-        !self.trusted.load(Ordering::Acquire)
-            || self.upstream.lock().has_diverged(db.name())
-            || !is_newest_foreign(&self.store, db)
+        let came = |received: &Received| came_from_primary(&self.store, db, received);
+        let has_diverged = self.upstream.lock().has_diverged(db.name());
+        has_diverged || !self.received.lock().as_ref().is_some_and(came)
     }
 
     /// Keeps what a snapshot is about to replace and the primary may not have.
     async fn preserve(&self, db: &Database) -> Result<(), Leave> {
         let (db, permit) = (db.clone(), self.applier().await?);
+        let common = self.upstream.lock().common(db.name());
         let preserving = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            match db.preserve_diverged(None) {
-                Ok(_) => Ok(()),
+            match diverged::keep(&db, common) {
+                Ok(()) => Ok(()),
                 // What cannot be read cannot be kept; its files are damaged anyway.
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
                     tracing::warn!(db = %db.name(), "replacing a damaged database: {error}");
@@ -404,10 +420,12 @@ impl Receiver {
                     return;
                 }
                 tracing::warn!(%db, "cannot apply the primary's transactions: {error}");
+                upstream.note_reason(db, error.to_string());
                 upstream.handle_trouble(now, db, snapshot);
             }
             (Leave::NoSpool(error), Some(db)) => {
                 tracing::warn!(%db, "cannot keep a record in the data directory: {error}");
+                upstream.note_reason(db, format!("cannot write to the data directory: {error}"));
                 upstream.handle_trouble(now, db, false);
             }
         }

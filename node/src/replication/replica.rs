@@ -31,6 +31,9 @@ pub const MAX_RECONNECT: Duration = Duration::from_secs(5);
 /// First wait before a database that could not be applied is offered again.
 pub const TROUBLE_DELAY: Duration = Duration::from_millis(500);
 const MAX_TROUBLE_DELAY: Duration = Duration::from_secs(30);
+/// Why a database is not followed that only this node has.
+pub const UNKNOWN: &str = "the primary has no database of this name: it is kept here as it is and \
+                           not replicated; drop it here, or import it on the primary";
 const MAX_DOUBLINGS: u32 = 10;
 /// Most acknowledgements or offers in one message.
 const BATCH: usize = 256;
@@ -108,12 +111,17 @@ pub struct Upstream {
     random: u64,
     hello_due: bool,
     heartbeat_due: Duration,
+    /// It is due, once the acknowledgements are sent.
+    is_heartbeat_due: bool,
     join: Option<Welcome>,
     welcome: Option<Welcome>,
     questions: BTreeMap<DbName, Action>,
     warned: HashSet<DbName>,
-    /// Databases whose position the primary found not to be on its history.
-    diverged: HashSet<DbName>,
+    /// Databases whose position the primary found not to be on its history, with the newest common
+    /// position once it has named one.
+    diverged: HashMap<DbName, Option<Pos>>,
+    /// Databases that the primary does not have, on the present connection.
+    unknown: HashSet<DbName>,
     was_in_sync: bool,
     in_sync_due: bool,
     sync_due: bool,
@@ -130,6 +138,8 @@ pub struct Upstream {
     /// Databases for which a snapshot was asked that has not come yet.
     awaited: HashSet<DbName>,
     troubles: HashMap<DbName, u32>,
+    /// Why databases are not being followed; for people.
+    reasons: BTreeMap<DbName, String>,
     lag: Option<LagWord>,
     primary_wall_ms: Option<i64>,
     close: Option<Close>,
@@ -146,11 +156,13 @@ impl Upstream {
             random: seed,
             hello_due: false,
             heartbeat_due: Duration::ZERO,
+            is_heartbeat_due: false,
             join: None,
             welcome: None,
             questions: BTreeMap::new(),
             warned: HashSet::new(),
-            diverged: HashSet::new(),
+            diverged: HashMap::new(),
+            unknown: HashSet::new(),
             was_in_sync: false,
             in_sync_due: false,
             sync_due: false,
@@ -162,6 +174,7 @@ impl Upstream {
             reoffers: BTreeMap::new(),
             awaited: HashSet::new(),
             troubles: HashMap::new(),
+            reasons: BTreeMap::new(),
             lag: None,
             primary_wall_ms: None,
             close: None,
@@ -182,7 +195,18 @@ impl Upstream {
     /// True if the primary found this database's position not to be on its history, on the present
     /// connection.
     pub fn has_diverged(&self, db: &DbName) -> bool {
-        self.diverged.contains(db)
+        self.diverged.contains_key(db)
+    }
+
+    /// The newest position of a diverged database that the primary has too, as it named it on the
+    /// present connection.
+    pub fn common(&self, db: &DbName) -> Option<Pos> {
+        self.diverged.get(db).copied().flatten()
+    }
+
+    /// True if the primary said on the present connection that it does not have this database.
+    pub fn is_unknown(&self, db: &DbName) -> bool {
+        self.unknown.contains(db)
     }
 
     /// The primary's wall clock at its last heartbeat, ms since 1970.
@@ -204,10 +228,13 @@ impl Upstream {
         self.link = Link::Waiting { until: now + wait };
         self.close = None;
         self.hello_due = false;
+        self.is_heartbeat_due = false;
         self.join = None;
         self.welcome = None;
         self.questions.clear();
         self.diverged.clear();
+        self.unknown.clear();
+        self.reasons.clear();
         self.was_in_sync = false;
         self.in_sync_due = false;
         self.sync_due = false;
@@ -230,13 +257,15 @@ impl Upstream {
                 self.handle_welcome(now, welcome, local);
             }
             (Link::Live { .. }, FromPrimary::AskPoints(db)) => {
-                self.diverged.insert(db.clone());
+                self.diverged.insert(db.clone(), None);
                 self.note_question(db.clone(), Action::OfferPoints(db));
             }
             (Link::Live { .. }, FromPrimary::Rewind(db, to)) => {
+                self.diverged.insert(db.clone(), Some(to));
                 self.note_question(db.clone(), Action::Rewind(db, to));
             }
             (Link::Live { .. }, FromPrimary::Unknown(db)) => {
+                self.unknown.insert(db.clone());
                 if self.warned.insert(db.clone()) {
                     self.note_question(db.clone(), Action::WarnUnknown(db));
                 }
@@ -253,7 +282,9 @@ impl Upstream {
             _ => self.refuse(Reason::BadProtocol, "a message out of order"),
         }
         self.handle_alive(now);
-        if self.diverged.len().max(self.warned.len()).max(self.questions.len()) > MAX_DATABASES {
+        let named =
+            [self.diverged.len(), self.unknown.len(), self.warned.len(), self.questions.len()];
+        if named.into_iter().any(|count| count > MAX_DATABASES) {
             self.refuse(Reason::BadProtocol, "too many databases");
         }
     }
@@ -279,7 +310,9 @@ impl Upstream {
     pub fn handle_applied(&mut self, db: &DbName) {
         self.moved.insert(db.clone());
         self.troubles.remove(db);
+        self.reasons.remove(db);
         self.awaited.remove(db);
+        self.unknown.remove(db);
         // It was for a stream that was left; an older offer is being answered.
         self.reoffers.remove(db);
     }
@@ -325,6 +358,17 @@ impl Upstream {
     pub fn handle_take_over(&mut self) -> bool {
         self.take_over_due = matches!(self.link, Link::Live { .. });
         self.take_over_due
+    }
+
+    /// Says why a database is not being followed, until it is.
+    pub fn note_reason(&mut self, db: &DbName, why: String) {
+        self.reasons.insert(db.clone(), why);
+    }
+
+    /// Why databases are not being followed.
+    pub fn reasons(&self) -> BTreeMap<DbName, String> {
+        let unknown = self.unknown.iter().map(|db| (db.clone(), UNKNOWN.to_owned()));
+        self.reasons.clone().into_iter().chain(unknown).collect()
     }
 
     /// The connection must end: the primary says so, broke the protocol, or sent a record that
@@ -402,9 +446,10 @@ impl Upstream {
         if std::mem::take(&mut self.all_due) {
             self.moved.extend(local.databases());
         }
-        let is_due = now >= self.heartbeat_due;
-        if is_due {
-            // A background sync makes no noise; ask again with each heartbeat.
+        if now >= self.heartbeat_due {
+            self.heartbeat_due = now + HEARTBEAT_INTERVAL;
+            self.is_heartbeat_due = true;
+            // A background sync makes no noise; ask again once with each heartbeat.
             let unsynced = std::mem::take(&mut self.unsynced);
             self.moved.extend(unsynced);
         }
@@ -412,10 +457,8 @@ impl Upstream {
         if !acks.is_empty() {
             return Some(FromReplica::Acks(acks));
         }
-        is_due.then(|| {
-            self.heartbeat_due = now + HEARTBEAT_INTERVAL;
-            FromReplica::Heartbeat { wall_ms }
-        })
+        let is_due = std::mem::take(&mut self.is_heartbeat_due);
+        is_due.then_some(FromReplica::Heartbeat { wall_ms })
     }
 
     /// When to poll again at the latest.

@@ -159,7 +159,13 @@ fn acknowledgements_are_coalesced_and_the_disk_is_told_later() {
     assert_eq!(messages(&mut up, 2, &local), vec![]);
     let beat = FromReplica::Heartbeat { wall_ms: 5 };
     assert_eq!(messages(&mut up, 1000, &local), vec![ack(100, 100), beat.clone()]);
-    assert_eq!(messages(&mut up, 2000, &local), vec![beat]);
+    assert_eq!(messages(&mut up, 2000, &local), vec![beat.clone()]);
+    // A slow disk is asked once a heartbeat, not without end.
+    local.positions.insert(db("a"), (pos(101), pos(100)));
+    up.handle_applied(&db("a"));
+    assert_eq!(up.poll_message(ms(3000), 5, &local), Some(ack(101, 100)));
+    assert_eq!(up.poll_message(ms(3000), 5, &local), Some(beat));
+    assert_eq!(up.poll_message(ms(3000), 5, &local), None);
 }
 
 #[test]
@@ -169,7 +175,9 @@ fn questions_become_actions_once_and_a_missing_database_is_told_once() {
     up.handle_message(ms(1), FromPrimary::AskPoints(db("a")), &local);
     up.handle_message(ms(1), FromPrimary::Rewind(db("b"), pos(3)), &local);
     up.handle_message(ms(1), FromPrimary::Unknown(db("c")), &local);
-    assert!(up.has_diverged(&db("a")) && !up.has_diverged(&db("b")));
+    assert!(up.has_diverged(&db("a")) && up.has_diverged(&db("b")) && !up.has_diverged(&db("c")));
+    assert_eq!((up.common(&db("a")), up.common(&db("b"))), (None, Some(pos(3))));
+    assert!(up.is_unknown(&db("c")) && !up.is_unknown(&db("a")));
     let actions: Vec<_> = std::iter::from_fn(|| up.poll_action()).collect();
     assert_eq!(
         actions,

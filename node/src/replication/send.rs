@@ -1,6 +1,7 @@
 //! One job of a primary: what a replica lacks of one database, onto that database's stream.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use litefs_store::{Database, DbName, Error, ErrorKind, LogCursor, LogRecord, Pos};
@@ -100,7 +101,10 @@ impl Sender {
                     return Ok(Outcome::FarBehind(pos));
                 }
                 match cursor.next().map_err(|e| Stop::Store(e, At::After(pos)))? {
-                    Some(record) => send_record(stream, pos, &record).await?,
+                    Some(record) => {
+                        send_record(stream, pos, &record).await?;
+                        self.db.counters().records_sent.fetch_add(1, Ordering::Relaxed);
+                    }
                     None => return Ok(Outcome::Sent(pos)),
                 }
             }
@@ -122,6 +126,7 @@ impl Sender {
         let frame = StreamFrame { kind: RecordKind::Record, len: record.len(), base: after, pos };
         self.open(line).await?;
         self.pump(line, frame, move |out| record.write_to(out)).await?;
+        self.db.counters().records_sent.fetch_add(1, Ordering::Relaxed);
         drop(permit);
         Ok(Outcome::Sent(pos))
     }
@@ -135,6 +140,7 @@ impl Sender {
         let frame = StreamFrame { kind: RecordKind::Snapshot, len, base: known, pos };
         self.open(line).await?;
         self.pump(line, frame, move |out| snapshot.write_snapshot_record(out)).await?;
+        self.db.counters().snapshots_sent.fetch_add(1, Ordering::Relaxed);
         drop(permit);
         Ok(Outcome::Sent(pos))
     }

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use litefs_store::{DbName, Event, Pos, Relation, Store, Subscription};
+use litefs_store::{DbName, Event, Pos, Relation, Store, Subscription, Timing};
 use parking_lot::{Mutex, RwLock};
-use quinn::{Connection, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
+use super::ack_times::AckTimes;
 use super::confirm::Confirmer;
 use super::control::{Control, ControlError};
 use super::primary::{History, Identity, Outcome, Peer, Task, Work};
@@ -21,6 +22,7 @@ use super::quorum::Joined;
 use super::send::{Line, Sender};
 use super::wire::{Ack, Close, FromPrimary, FromReplica, Reason, StreamReset};
 use super::{GREETING_TIMEOUT, printable, wall_ms};
+use crate::forward;
 
 /// Threads that read snapshots and compacted records for all replicas.
 const BULK_READERS: usize = 16;
@@ -37,6 +39,7 @@ pub struct Term {
     store: Store,
     identity: Identity,
     bulk: Arc<Semaphore>,
+    forward: forward::primary::Server,
     /// Commits that wait for replicas, if they have to.
     confirmer: Option<Arc<Confirmer>>,
     sessions: Arc<RwLock<Vec<Arc<Session>>>>,
@@ -47,6 +50,7 @@ pub struct Term {
     /// Replicas have acknowledged something, or have come or gone.
     moved: Notify,
     epoch_start: Instant,
+    ack_times: Arc<Timing>,
     _commits: Subscription,
 }
 
@@ -101,6 +105,7 @@ impl Term {
             }
         });
         Self {
+            forward: forward::primary::Server::new(store.clone()),
             store,
             identity,
             bulk: Arc::new(Semaphore::new(BULK_READERS)),
@@ -111,6 +116,7 @@ impl Term {
             take_over,
             moved: Notify::new(),
             epoch_start: Instant::now(),
+            ack_times: Arc::default(),
             _commits: commits,
         }
     }
@@ -118,6 +124,11 @@ impl Term {
     /// The epoch of this term.
     pub fn epoch(&self) -> u64 {
         self.identity.epoch
+    }
+
+    /// How long commits of this term took to be acknowledged by a replica.
+    pub fn ack_times(&self) -> &Timing {
+        &self.ack_times
     }
 
     /// The replicas that are connected and welcomed.
@@ -202,8 +213,10 @@ impl Term {
             term: self,
             session: session.clone(),
             control: Control::new(send, recv),
+            ack_times: AckTimes::new(self.ack_times.clone()),
             lines: HashMap::new(),
             jobs: JoinSet::new(),
+            forwarded: JoinSet::new(),
             number: self.sessions_begun.fetch_add(1, Ordering::Relaxed),
             joined: None,
         };
@@ -291,8 +304,11 @@ struct Drive<'a> {
     term: &'a Term,
     session: Arc<Session>,
     control: Control,
+    ack_times: AckTimes,
     lines: HashMap<DbName, Line>,
     jobs: JoinSet<JobEnd>,
+    /// Streams of write forwarding.
+    forwarded: JoinSet<()>,
     /// Which of the term's connections this is.
     number: u64,
     /// The replica's node id, once it has had everything.
@@ -337,6 +353,13 @@ impl Drive<'_> {
                 progress = self.control.progress() => if let Err(error) = progress {
                     return error.into();
                 },
+                stream = self.session.connection.accept_bi() => match stream {
+                    Ok((send, recv)) => if let Err(close) = self.serve_forwarding(send, recv) {
+                        return End::Close(close);
+                    },
+                    Err(error) => return End::Lost(error.to_string()),
+                },
+                Some(_) = self.forwarded.join_next() => (),
                 Some(end) = self.jobs.join_next() => match end {
                     Ok(end) => self.job_ended(end),
                     Err(error) => return End::Lost(format!("a sender failed: {error}")),
@@ -346,8 +369,18 @@ impl Drive<'_> {
         }
     }
 
+    /// A client of this replica wants to write here.
+    fn serve_forwarding(&mut self, send: SendStream, recv: RecvStream) -> Result<(), Close> {
+        let replica = self.session.peer.lock().hello().map(|hello| hello.hostname.clone());
+        let early = || Close::new(Reason::BadProtocol, "a stream before the greeting");
+        let replica = replica.ok_or_else(early)?;
+        self.forwarded.spawn(self.term.forward.clone().serve(send, recv, replica));
+        Ok(())
+    }
+
     /// Lets the replica close the connection: our own close would wait behind what is being sent.
     async fn say_goodbye(&mut self, close: Close) -> End {
+        self.forwarded.shutdown().await;
         self.jobs.shutdown().await;
         self.lines.drain().for_each(|(_, line)| line.reset(StreamReset::Superseded));
         self.control.push_to_replica(&FromPrimary::Goodbye(close.clone()));
@@ -416,6 +449,7 @@ impl Drive<'_> {
         let now = self.now();
         let mut peer = self.session.peer.lock();
         for (db, pos) in commits {
+            self.ack_times.handle_commit(now, &db, pos.txid);
             peer.handle_commit(now, &db, pos, &self.term.store);
         }
     }
@@ -435,6 +469,11 @@ impl Drive<'_> {
                 _ => Vec::new(),
             };
             let now = self.now();
+            if let FromReplica::Acks(acks) = &message {
+                for ack in acks {
+                    self.ack_times.handle_ack(now, &ack.db, ack.applied.txid);
+                }
+            }
             let handle = || {
                 self.session.peer.lock().handle_message(now, message, &self.term.store);
             };

@@ -6,10 +6,12 @@
 //! not happen to a node that was merely switched off. Therefore:
 //!
 //! * once everything of a primary has arrived, the file `following` in the data directory names
-//!   that primary and its epoch;
+//!   that primary and its epoch, and the position of each of its databases; a snapshot that comes
+//!   later adds a line;
 //! * before this node may commit by itself, the file is removed, durably;
 //! * content is *the primary's own* if the file names the primary and epoch that are followed now,
-//!   and the newest record in the database's log names another node as its author.
+//!   and either the newest record in the database's log names another node as its author, or the
+//!   database is at the position that the file has for it (imports and snapshots name no author).
 //!
 //! Beside it, the file `term` has the epoch in which this node last was in sync with the primary,
 //! or was primary itself: a node that was left behind in an older one does not become primary while
@@ -17,12 +19,13 @@
 //!
 //! Whenever something is missing or unreadable, the answer is no, and the epoch 0.
 
-use std::fs::{self, File};
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use litefs_store::ltx::Header;
-use litefs_store::{Database, Store};
+use litefs_store::{Database, DbName, Pos, Store};
 
 use super::wire::Welcome;
 
@@ -34,19 +37,23 @@ pub struct Standing {
     dir: PathBuf,
 }
 
+/// Where databases were when all that they had came from the primary.
+pub type Received = HashMap<DbName, Pos>;
+
 impl Standing {
     /// Of the node with this data directory.
     pub fn of(dir: &Path) -> Self {
         Self { dir: dir.to_path_buf() }
     }
 
-    /// Everything of this primary has arrived.
+    /// Everything of this primary has arrived: these databases are its own, where they are.
     ///
     /// # Errors
     /// A file could not be written: content counts as this node's own, or as older than it is.
-    pub fn note_in_sync(&self, primary: &Welcome) -> io::Result<()> {
+    pub fn note_in_sync(&self, primary: &Welcome, received: &Received) -> io::Result<()> {
         let new = self.dir.join(format!("{NAME}.new"));
-        fs::write(&new, text(primary))?;
+        let lines = received.iter().map(|(db, pos)| line(db, *pos));
+        fs::write(&new, header(primary) + &lines.collect::<String>())?;
         fs::rename(new, self.dir.join(NAME))?;
         self.note_term(primary.epoch)
     }
@@ -55,6 +62,19 @@ impl Standing {
     pub fn term(&self) -> u64 {
         let text = fs::read_to_string(self.dir.join(TERM)).unwrap_or_default();
         text.trim_end().parse().unwrap_or(0)
+    }
+
+    /// A snapshot of the primary that the file names was installed.
+    ///
+    /// # Errors
+    /// As [`Standing::note_in_sync`].
+    pub fn note_received(&self, db: &DbName, pos: Pos) -> io::Result<()> {
+        let file = OpenOptions::new().append(true).open(self.dir.join(NAME));
+        match file {
+            // Removed meanwhile: this node is no replica any more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            file => file?.write_all(line(db, pos).as_bytes()),
+        }
     }
 
     /// From now on this node may commit by itself, in this epoch.
@@ -79,21 +99,50 @@ impl Standing {
         File::open(&self.dir)?.sync_all()
     }
 
-    /// True if this node had everything of this primary, in this epoch, and was not primary since.
-    pub fn follows(&self, primary: &Welcome) -> bool {
-        fs::read_to_string(self.dir.join(NAME)).is_ok_and(|found| found == text(primary))
+    /// What came from this primary, in this epoch; `None` if this node never had everything of it,
+    /// or was primary since.
+    pub fn received_of(&self, primary: &Welcome) -> Option<Received> {
+        let text = fs::read_to_string(self.dir.join(NAME)).ok()?;
+        let lines = text.strip_prefix(&header(primary))?;
+        // The last line may be torn; a later one counts more.
+        let whole = &lines[..lines.rfind('\n').map_or(0, |end| end + 1)];
+        Some(whole.lines().filter_map(parse_line).collect())
     }
 }
 
-fn text(primary: &Welcome) -> String {
+fn header(primary: &Welcome) -> String {
     format!("{} {:016X} {}\n", primary.cluster, primary.node, primary.epoch)
 }
 
-/// True if the newest record in the database's log was committed by another node than this one.
-/// Imported, compacted and snapshot records name nobody, and prove nothing.
-pub fn is_newest_foreign(store: &Store, db: &Database) -> bool {
+/// No name holds a line feed.
+fn line(db: &DbName, pos: Pos) -> String {
+    format!("{pos} {db}\n")
+}
+
+fn parse_line(line: &str) -> Option<(DbName, Pos)> {
+    let (pos, db) = line.split_once(' ')?;
+    Some((DbName::new(db).ok()?, pos.parse().ok()?))
+}
+
+/// True if everything in the database came from the primary of which `received` is known.
+pub fn came_from_primary(store: &Store, db: &Database, received: &Received) -> bool {
+    let author = newest_author(db);
+    let is_foreign = author.is_some_and(|author| ![0, store.node_id()].contains(&author));
+    is_foreign || received.get(db.name()) == Some(&db.pos())
+}
+
+/// Where the databases are of which everything came from the primary, once it has said so.
+pub fn received_now(store: &Store, databases: &[Database]) -> Received {
+    let theirs = databases.iter().filter(|db| newest_author(db) != Some(store.node_id()));
+    theirs.map(|db| (db.name().clone(), db.pos())).collect()
+}
+
+/// The node that committed the newest record in the database's log; 0 if it names none, as in
+/// imported, compacted and snapshot records.
+fn newest_author(db: &Database) -> Option<u64> {
     let newest = || -> litefs_store::Result<Option<[u8; Header::LEN]>> {
-        let mut cursor = db.log_cursor(db.log_start()?)?;
+        let before = db.history_points(2).into_iter().find(|pos| *pos != db.pos());
+        let mut cursor = db.log_cursor(before.unwrap_or(Pos::ZERO))?;
         let mut newest = None;
         while let Some(record) = cursor.next()? {
             newest = Some(record);
@@ -101,16 +150,17 @@ pub fn is_newest_foreign(store: &Store, db: &Database) -> bool {
         let mut header = [0; Header::LEN];
         newest.map(|record| record.read_at(0, &mut header).map(|()| header)).transpose()
     };
-    let is_foreign = |header: Header| ![0, store.node_id()].contains(&header.node_id);
-    match newest() {
-        Ok(Some(bytes)) => Header::decode(&bytes).is_ok_and(is_foreign),
-        _ => false,
-    }
+    let bytes = newest().ok().flatten()?;
+    Header::decode(&bytes).ok().map(|header| header.node_id)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn name(text: &str) -> DbName {
+        DbName::new(text).unwrap()
+    }
 
     fn primary(node: u64, epoch: u64) -> Welcome {
         Welcome { node, epoch, cluster: "C".into(), hostname: "h".into() }
@@ -120,17 +170,38 @@ mod tests {
     fn only_the_primary_that_everything_came_from_is_trusted_until_own_commits() {
         let dir = tempfile::tempdir().unwrap();
         let standing = Standing::of(dir.path());
-        assert!(!standing.follows(&primary(1, 1)));
+        let follows = |node, epoch| standing.received_of(&primary(node, epoch)).is_some();
+        let none = Received::new();
+        assert!(!follows(1, 1));
         assert_eq!(standing.term(), 0);
         standing.note_own_commits(3).unwrap();
         assert_eq!(standing.term(), 3);
-        standing.note_in_sync(&primary(1, 1)).unwrap();
+        standing.note_in_sync(&primary(1, 1), &none).unwrap();
         assert_eq!(standing.term(), 1);
-        assert!(standing.follows(&primary(1, 1)));
-        assert!(!standing.follows(&primary(2, 1)) && !standing.follows(&primary(1, 2)));
+        assert!(follows(1, 1));
+        assert!(!follows(2, 1) && !follows(1, 2) && !follows(1, 11));
         standing.note_own_commits(1).unwrap();
-        assert!(!standing.follows(&primary(1, 1)));
+        assert!(!follows(1, 1));
+        standing.note_received(&name("a"), Pos::ZERO).unwrap();
+        assert!(!follows(1, 1), "a snapshot alone says nothing of the rest");
         fs::write(dir.path().join(NAME), "C 00000000000").unwrap();
-        assert!(!standing.follows(&primary(1, 1)), "torn");
+        assert!(!follows(1, 1), "torn");
+    }
+
+    #[test]
+    fn positions_are_remembered_and_a_torn_line_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let standing = Standing::of(dir.path());
+        let pos = |n: u64| format!("{n:016x}/8000000000000001").parse::<Pos>().unwrap();
+        let first = Received::from([(name("a b.db"), pos(1))]);
+        standing.note_in_sync(&primary(1, 1), &first).unwrap();
+        standing.note_received(&name("c"), pos(2)).unwrap();
+        standing.note_received(&name("a b.db"), pos(3)).unwrap();
+        let expected = Received::from([(name("a b.db"), pos(3)), (name("c"), pos(2))]);
+        assert_eq!(standing.received_of(&primary(1, 1)), Some(expected.clone()));
+        let path = dir.path().join(NAME);
+        let torn = fs::read_to_string(&path).unwrap() + &line(&name("c"), pos(9));
+        fs::write(&path, &torn[..torn.len() - 1]).unwrap();
+        assert_eq!(standing.received_of(&primary(1, 1)), Some(expected));
     }
 }

@@ -96,6 +96,41 @@ fn a_replica_that_was_switched_off_beyond_the_primarys_log_keeps_no_copy() {
     assert!(replica.db("app.db").diverged().unwrap().is_empty());
 }
 
+/// An import is a snapshot on the replica, which names no author.
+#[test]
+fn a_replica_whose_newest_content_was_imported_keeps_no_copy_either() {
+    let primary = TestNode::start(|mut config| {
+        config.data.retention = Duration::ZERO;
+        config
+    });
+    let mut replica = TestNode::replica_of(&primary);
+    insert_each(&primary, "app.db", 1);
+    assert_same(&primary, &replica, "app.db");
+    eventually("the replica knows that it is in sync", || replica.lag().is_some());
+    let mut file = Vec::new();
+    primary.db("app.db").export(&mut file).unwrap();
+    // Before and after the word that all has arrived.
+    for name in ["app.db", "new.db"] {
+        primary.store().create(&DbName::new(name).unwrap()).unwrap();
+        primary.db(name).import(&mut &file[..]).unwrap();
+        assert_same(&primary, &replica, name);
+    }
+    let away = ["app.db", "new.db"].map(|name| (name, pos(&replica, name)));
+    replica.stop();
+    for (name, at) in away {
+        eventually("the log is cut", || {
+            insert_each(&primary, name, 1);
+            primary.db(name).fold().unwrap();
+            primary.db(name).log_start().unwrap().txid > at.txid
+        });
+    }
+    replica.restart(|config| config);
+    for name in ["app.db", "new.db"] {
+        assert_same(&primary, &replica, name);
+        assert!(replica.db(name).diverged().unwrap().is_empty(), "{name}");
+    }
+}
+
 #[test]
 fn three_replicas_follow_writers_on_several_databases() {
     let primary = TestNode::primary();

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use litefs_node::{Node, Primary};
+use litefs_store::OsStorage;
 
 use crate::support::{TestNode, assert_same, count, eventually, fill, insert_each, pos, sql};
 
@@ -30,9 +31,9 @@ fn apart(own: impl Fn(&Node)) -> (TestNode, TestNode) {
 /// The kept records, as (first, last) transaction by their names.
 fn kept(node: &TestNode, name: &str) -> Vec<(u64, u64)> {
     let mut ranges = Vec::new();
-    for dir in node.db(name).diverged().unwrap() {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
+    for kept in node.db(name).diverged().unwrap() {
+        litefs_ltx_verify(&kept.whole_file().expect("there is room for the whole database"));
+        for path in kept.records(&OsStorage).unwrap() {
             litefs_ltx_verify(&path);
             let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
             let (first, last) = stem.split_once('-').unwrap();
@@ -93,7 +94,7 @@ fn past_the_mark_everything_is_kept_and_a_snapshot_taken() {
     replica.restart(|config| config);
     assert_same(&primary, &replica, "app.db");
     assert_eq!(count(&replica, "app.db"), 17);
-    assert_eq!(kept(&replica, "app.db"), vec![(1, 14)], "the whole content");
+    assert_eq!(kept(&replica, "app.db"), vec![(12, 12), (13, 13), (14, 14)]);
 }
 
 #[test]
@@ -131,7 +132,8 @@ fn a_database_that_the_primary_does_not_have_is_kept_until_it_makes_one() {
     });
     assert_same(&primary, &replica, "own.db");
     assert_eq!(count(&replica, "own.db"), 1);
-    assert!(!kept(&replica, "own.db").is_empty(), "what it had is kept");
+    let own = replica.db("own.db").diverged().unwrap();
+    assert_eq!((own.len(), own[0].whole), (1, true), "what it had is kept");
 }
 
 #[test]

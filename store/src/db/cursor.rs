@@ -140,24 +140,12 @@ impl LogCursor {
     }
 
     fn record(&self, segment: &Arc<Segment>, frame_at: u64, frame: &FrameAt) -> Result<LogRecord> {
-        let offset = frame_at + FRAME_HEADER_LEN;
-        let header = &frame.header;
-        if header.pre_apply != self.pos.checksum {
+        if frame.header.pre_apply != self.pos.checksum {
             let reason =
-                format!("record {} of its log does not follow {}", header.min_txid, self.pos);
+                format!("record {} of its log does not follow {}", frame.header.min_txid, self.pos);
             return Err(self.db.mismatch(reason));
         }
-        let mut trailer = [0; TRAILER_LEN as usize];
-        segment.read_at(&mut trailer, offset + frame.record_len() - TRAILER_LEN)?;
-        let post = Checksum::from_raw(super::frame::u64_at(&trailer, 0));
-        Ok(LogRecord {
-            segment: segment.clone(),
-            offset,
-            len: frame.record_len(),
-            min_txid: header.min_txid,
-            pos: Pos::new(header.max_txid, post),
-            timestamp_ms: header.timestamp_ms,
-        })
+        record_at_frame(segment, frame_at, frame)
     }
 
     /// Bytes of the log behind this place.
@@ -179,6 +167,27 @@ impl LogCursor {
     fn gone(&self) -> Error {
         Error::Gone { db: self.db.name.clone(), after: self.pos }
     }
+}
+
+/// The record in the frame at `frame_at`.
+pub(crate) fn record_at_frame(
+    segment: &Arc<Segment>,
+    frame_at: u64,
+    frame: &FrameAt,
+) -> Result<LogRecord> {
+    let offset = frame_at + FRAME_HEADER_LEN;
+    let header = &frame.header;
+    let mut trailer = [0; TRAILER_LEN as usize];
+    segment.read_at(&mut trailer, offset + frame.record_len() - TRAILER_LEN)?;
+    let post = Checksum::from_raw(super::frame::u64_at(&trailer, 0));
+    Ok(LogRecord {
+        segment: segment.clone(),
+        offset,
+        len: frame.record_len(),
+        min_txid: header.min_txid,
+        pos: Pos::new(header.max_txid, post),
+        timestamp_ms: header.timestamp_ms,
+    })
 }
 
 impl Db {

@@ -53,8 +53,10 @@ impl Db {
         // Before the ceiling rises: settling writes the mark, and the log is not synced yet.
         self.settle()?;
         if let Some(target) = self.raise_ceiling(&content) {
+            let begun = self.shared.clock.now();
             self.fold_to(&content, target)?;
             self.folds.fetch_add(1, Ordering::Relaxed);
+            self.shared.timings.fold.add(self.shared.clock.now().saturating_sub(begun));
         }
         self.retire(0)
     }
@@ -146,10 +148,12 @@ impl Db {
         let bound = options.log_size.unwrap_or_else(|| base_len.max(DEFAULT_LOG_SIZE));
         let now = self.shared.clock.now();
         let mut log = self.log.lock();
-        log.retire(mark.pos.txid, spare, |segment, total| {
+        let before = log.transactions();
+        let retired = log.retire(mark.pos.txid, spare, |segment, total| {
             total > bound || segment.age(now) > options.retention
-        })?;
-        Ok(())
+        });
+        self.retired.fetch_add(before.saturating_sub(log.transactions()), Ordering::Relaxed);
+        retired.map(|_| ())
     }
 
     /// Prepares the next segment ahead of its use.

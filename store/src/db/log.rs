@@ -202,6 +202,12 @@ impl Log {
         (txid <= segment.last()).then(|| segment.clone())
     }
 
+    /// Transactions that the segments hold.
+    pub(crate) fn transactions(&self) -> u64 {
+        let first = self.segments.front().map(|segment| segment.header.first);
+        first.map_or(0, |first| self.last.next().get().saturating_sub(first.get()))
+    }
+
     /// Bytes of all segment files.
     pub(crate) fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.capacity()).sum::<u64>()

@@ -4,13 +4,16 @@ pub(crate) mod apply;
 pub(crate) mod commit;
 pub(crate) mod compacted;
 pub(crate) mod cursor;
+pub(crate) mod diverged;
 pub(crate) mod fold;
 pub(crate) mod frame;
+pub(crate) mod hold;
 pub(crate) mod import;
 pub(crate) mod install;
 pub(crate) mod log;
 pub(crate) mod mark;
 pub(crate) mod overlay;
+pub(crate) mod points;
 pub(crate) mod published;
 pub(crate) mod recovery;
 pub(crate) mod rewind;
@@ -22,7 +25,7 @@ pub(crate) mod writer;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -37,6 +40,7 @@ use self::token::Token;
 use crate::error::IoContext;
 use crate::filecache::CachedFile;
 use crate::shared::Shared;
+use crate::timing::Counters;
 use crate::{DbName, Error, Event, Result};
 
 /// One line of content: positions that follow each other. An import, a snapshot from a peer or a
@@ -121,6 +125,11 @@ pub(crate) struct Db {
     waiters: AtomicU64,
     pub commits: AtomicU64,
     pub folds: AtomicU64,
+    /// Transactions that retention took off the log.
+    pub retired: AtomicU64,
+    /// How late the newest transaction was here, in ms by the wall clocks; 0 if it is our own.
+    pub lag_ms: AtomicI64,
+    pub counters: Counters,
     pub fold_queued: AtomicBool,
     pub fold_urgent: AtomicBool,
     pub spare_queued: AtomicBool,
@@ -182,6 +191,9 @@ impl Db {
             waiters: AtomicU64::new(0),
             commits: AtomicU64::new(0),
             folds: AtomicU64::new(0),
+            retired: AtomicU64::new(0),
+            lag_ms: AtomicI64::new(0),
+            counters: Counters::default(),
             fold_queued: AtomicBool::new(false),
             fold_urgent: AtomicBool::new(false),
             spare_queued: AtomicBool::new(false),
@@ -266,6 +278,16 @@ impl Db {
         self.health.lock().quarantined.clone()
     }
 
+    pub(crate) fn poisoned(&self) -> Option<String> {
+        self.health.lock().poisoned.clone()
+    }
+
+    /// Takes note of when a transaction that a peer committed at `timestamp_ms` is here.
+    pub(crate) fn note_lag(&self, timestamp_ms: i64) {
+        let late = self.shared.clock.wall_ms().saturating_sub(timestamp_ms);
+        self.lag_ms.store(late.max(0), Ordering::Relaxed);
+    }
+
     /// Stops serving the database because of damage in `content`, and says why; unless only readers
     /// of an older content are concerned.
     pub(crate) fn quarantine(&self, content: &Content, reason: &str) {
@@ -307,7 +329,9 @@ impl Db {
     pub(crate) fn sync_log(&self) -> Result<()> {
         self.check_well()?;
         let Some(unsynced) = self.log.lock().unsynced()? else { return Ok(()) };
+        let begun = self.shared.clock.now();
         unsynced.sync().inspect_err(|error| self.poison(error))?;
+        self.shared.timings.sync.add(self.shared.clock.now().saturating_sub(begun));
         self.log.lock().note_synced(&unsynced);
         Ok(())
     }

@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use litefs_store::sim::{SimClock, SimDisk};
 use litefs_store::{
-    Database, DbName, Durability, Error, Options, Pgno, Pos, Relation, Result, Snapshot, Store,
+    Database, DbName, Diverged, Durability, Error, OpenMode, Options, Pgno, Pos, Relation, Result,
+    Snapshot, Storage, Store,
 };
 
 use super::model::{Pages, State};
 
 pub const DIR: &str = "/data";
+/// Divergences of a database that are kept before the old ones are removed.
+const KEPT: usize = 4;
 
 /// How a transaction ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +37,19 @@ type States = Vec<Rc<State>>;
 #[derive(Clone, Debug)]
 pub struct Kept {
     pub since_op: usize,
+    /// When removing it began.
+    pub until_op: usize,
     pub dir: PathBuf,
-    /// The positions after each of its files.
+    /// The positions after each of its records.
     pub ends: Vec<Pos>,
+    /// The database after them.
+    pub newest: Rc<State>,
+}
+
+impl Kept {
+    fn is_there(&self, at: usize) -> bool {
+        (self.since_op..=self.until_op).contains(&at)
+    }
 }
 
 /// One database, and what is known of it.
@@ -122,7 +135,7 @@ impl Driver {
         let dbs = self.dbs.iter().map(|tracked| Expected {
             name: tracked.name.clone(),
             allowed: tracked.allowed_at(at),
-            kept: tracked.kept.iter().filter(|kept| kept.since_op <= at).cloned().collect(),
+            kept: tracked.kept.iter().filter(|kept| kept.is_there(at)).cloned().collect(),
         });
         let epoch = self.epochs.iter().rev().find(|(op, ..)| *op <= at).unwrap();
         (dbs.collect(), epoch.1, epoch.2)
@@ -294,16 +307,36 @@ impl Driver {
         )
     }
 
-    /// Keeps what came after `line[common]` aside.
+    /// Keeps what came after `line[common]` aside; before that, removes what is kept if it is much.
     pub fn preserve(&mut self, i: usize, common: usize) -> Result<()> {
+        self.forget_old(i)?;
         let line = self.dbs[i].line.clone();
-        let from = line[common].pos;
+        let (from, newest) = (line[common].pos, line[line.len() - 1].clone());
         let in_log = self.dbs[i].db.relation(from)? == Relation::Behind;
-        let apart = if in_log { &line[common + 1..] } else { &line[line.len() - 1..] };
-        let ends = apart.iter().map(|state| state.pos).collect();
-        let dir = self.call(i, &[], |db| db.preserve_diverged(Some(from)), |_, _| {})?;
-        let kept = Kept { since_op: self.disk.op_count(), dir, ends };
-        self.dbs[i].kept.push(kept);
+        let apart = if in_log { &line[common + 1..] } else { &[] };
+        let ends: Vec<Pos> = apart.iter().map(|state| state.pos).collect();
+        let kept = self.call(i, &[], |db| db.preserve_diverged(Some(from)), |_, _| {})?;
+        let kept = kept.expect("this position was kept never before");
+        assert_eq!(kept.newest, newest.pos);
+        // Unless the log could not be read.
+        assert!(kept.common == Some(from) || kept.common.is_none());
+        let ends = if kept.common.is_some() { ends } else { Vec::new() };
+        let (since_op, until_op) = (self.disk.op_count(), usize::MAX);
+        self.dbs[i].kept.push(Kept { since_op, until_op, dir: kept.path, ends, newest });
+        Ok(())
+    }
+
+    fn forget_old(&mut self, i: usize) -> Result<()> {
+        let old = self.dbs[i].db.diverged()?;
+        if old.len() < KEPT {
+            return Ok(());
+        }
+        for old in old {
+            let at = self.disk.op_count();
+            let of_it = self.dbs[i].kept.iter_mut().filter(|kept| kept.dir == old.path);
+            of_it.for_each(|kept| kept.until_op = kept.until_op.min(at));
+            old.forget(&self.disk)?;
+        }
         Ok(())
     }
 
@@ -356,7 +389,9 @@ impl Driver {
 impl Tracked {
     fn open(store: &Store, expected: Expected) -> Result<Self> {
         let Expected { name, mut allowed, mut kept } = expected;
-        kept.iter_mut().for_each(|kept| kept.since_op = 0);
+        for kept in &mut kept {
+            (kept.since_op, kept.until_op) = (0, usize::MAX);
+        }
         let db = store.create(&name)?;
         let zero = State::zero();
         let tracked = Self {
@@ -441,22 +476,38 @@ impl Tracked {
     }
 }
 
-/// Diverged transactions that were kept are there, whole and in order.
+/// Diverged transactions that were kept are there, whole and in order, and make up the database.
 pub fn check_kept(disk: &SimDisk, kept: &Kept) {
-    use litefs_store::{OpenMode, Storage};
-    let names = disk.list(&kept.dir);
-    let names = names.unwrap_or_else(|e| panic!("kept {} is gone: {e}", kept.dir.display()));
-    let ends = names.iter().map(|name| {
-        let path: &Path = &kept.dir.join(name);
-        let file = disk.open(path, OpenMode::Read).unwrap();
-        let mut bytes = vec![0; file.len().unwrap() as usize];
-        file.read_exact_at(&mut bytes, 0).unwrap();
-        let summary = litefs_store::ltx::verify(Cursor::new(bytes));
+    let all = Diverged::list(disk, Path::new(DIR)).unwrap();
+    let found = all.iter().find(|found| found.path == kept.dir);
+    let found = found.unwrap_or_else(|| panic!("kept {} is gone", kept.dir.display()));
+    let ends = found.records(disk).unwrap().into_iter().map(|path| {
+        let summary = litefs_store::ltx::verify(Cursor::new(read_file(disk, &path)));
         let summary = summary.unwrap_or_else(|e| panic!("kept {} is bad: {e}", path.display()));
         Pos::new(summary.header.max_txid, summary.trailer.post_apply)
     });
-    let ends: Vec<Pos> = ends.collect();
-    // If the log could not be read, all is kept in one.
-    let whole = ends.len() == 1 && ends.last() == kept.ends.last();
-    assert!(whole || ends == kept.ends, "kept files {names:?} for {:?}", kept.ends);
+    assert_eq!(ends.collect::<Vec<_>>(), kept.ends, "in {}", kept.dir.display());
+    match found.whole_file() {
+        Some(path) => assert!(content(&read_file(disk, &path)) == kept.newest.bytes()),
+        None => assert!(!kept.ends.is_empty(), "{} holds nothing", kept.dir.display()),
+    }
+}
+
+fn read_file(disk: &SimDisk, path: &Path) -> Vec<u8> {
+    let file = disk.open(path, OpenMode::Read).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// The database in a snapshot record.
+fn content(record: &[u8]) -> Vec<u8> {
+    let mut decoder = litefs_store::ltx::Decoder::new(record).unwrap();
+    let mut page = vec![0; decoder.header().page_size.len()];
+    let mut all = Vec::new();
+    while decoder.next_page(&mut page).unwrap().is_some() {
+        all.extend_from_slice(&page);
+    }
+    decoder.finish().unwrap();
+    all
 }

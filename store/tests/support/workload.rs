@@ -286,7 +286,9 @@ impl Workload {
         }
         self.driver.preserve(REPLICA, common)?;
         let replica = &self.driver.dbs[REPLICA];
-        if replica.db.rewind_points(64).contains(&replica.line[common].pos) {
+        let wanted = replica.line[common].pos;
+        assert!(replica.db.history_points(64).contains(&wanted) || folds, "{wanted} is close");
+        if replica.db.snapshot_at(wanted.txid).is_ok() {
             return self.driver.rewind(REPLICA, common);
         }
         assert!(folds, "nothing keeps it from rewinding");

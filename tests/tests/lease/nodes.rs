@@ -83,7 +83,7 @@ impl TestNode {
 /// A failed test shows what the nodes said.
 fn log() {
     static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| litefs_node::logging::init(&Config::new("/tmp").log));
+    ONCE.call_once(|| litefs_node::logging::init(&Config::new("/tmp").log).unwrap());
 }
 
 /// A Consul and a cluster of so many nodes, in sync, with a table `t`; the first is primary.
