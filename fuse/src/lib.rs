@@ -9,6 +9,7 @@
 mod backing;
 mod committing;
 mod db;
+mod effort;
 mod errno;
 mod fs;
 mod handles;

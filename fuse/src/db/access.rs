@@ -172,6 +172,11 @@ fn asks_to_write(part: Part, lock: &Lock) -> bool {
 }
 
 impl MountedDb {
+    /// True if the lock is one with which a client begins to write.
+    pub(crate) fn begins_to_write(&self, part: Part, lock: &Lock) -> bool {
+        asks_to_write(part, lock)
+    }
+
     pub(super) fn take_lock(&self, part: Part, lock: Lock, reply: LockReply) {
         let mut access = self.access.lock();
         if !self.is_removed() && access.must_wait(part, &lock) {

@@ -17,7 +17,7 @@ use litefs_store::{Durability, Pgno};
 use super::advance::announcing_own_commit;
 use super::main_file::MainFile;
 use super::{MountedDb, Result};
-use crate::committing::answer_later;
+use crate::committing::note_commit;
 use crate::errno;
 use crate::wal::{Chain, Commit, FRAME_HEAD_LEN, WalHeader};
 
@@ -236,7 +236,7 @@ impl MountedDb {
             errno::of(&error)
         })?;
         let pos = announcing_own_commit(|| writer.publish());
-        answer_later(writer.take_unconfirmed());
+        note_commit(self.name(), writer.take_unconfirmed());
         wal.commits += 1;
         wal.unanswered = true;
         if !main.move_tip(&self.database, pos) {

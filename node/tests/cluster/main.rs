@@ -5,3 +5,4 @@ mod divergence;
 mod hostile;
 mod link;
 mod support;
+mod sync;

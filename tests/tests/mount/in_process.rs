@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use litefs_fuse::{Cluster, Lag, Mount, MountOptions};
-use litefs_store::Store;
+use litefs_store::{Options, Store};
 use litefs_vfs::rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -30,16 +30,20 @@ impl Cluster for Alone {
 }
 
 /// A store with its mount.
-struct Place {
+pub struct Place {
     _mount: Mount,
-    store: Store,
+    pub store: Store,
     dir: TempDir,
 }
 
 impl Place {
     fn new(passthrough: bool) -> Self {
+        Self::with(passthrough, Options::default())
+    }
+
+    pub fn with(passthrough: bool, options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("data")).unwrap();
+        let store = Store::open_with(dir.path().join("data"), options).unwrap();
         let options = MountOptions {
             dir: dir.path().join("mnt"),
             allow_other: false,
@@ -50,7 +54,7 @@ impl Place {
         Self { _mount: Mount::start(&store, options).unwrap(), store, dir }
     }
 
-    fn db(&self, name: &str) -> PathBuf {
+    pub fn db(&self, name: &str) -> PathBuf {
         self.dir.path().join("mnt").join(name)
     }
 }

@@ -20,3 +20,4 @@ mod matrix;
 mod replica;
 mod shutdown;
 mod sqlite;
+mod waits;
