@@ -1,5 +1,5 @@
 //! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/promote`, `/handoff`, `/events` and
-//! `/metrics`.
+//! `/metrics`. Beside them `/events/recent`, and a status page at `/`.
 //!
 //! Every response carries `Litefs-Id` and, once known, `Litefs-Cluster-Id`. The API has no
 //! authentication yet; so it is bound to loopback (see [`crate::Config::api_addr`]) unless
@@ -12,8 +12,10 @@
 mod events;
 mod info;
 mod lease;
+mod recent;
 mod stall;
 mod transfer;
+mod ui;
 mod view;
 
 use std::io;
@@ -99,8 +101,10 @@ struct Api {
 
 impl Api {
     fn new(view: Arc<dyn NodeView>, local: bool, stop: watch::Receiver<bool>) -> Self {
+        let events = Arc::new(EventHub::new(view.store()));
+        events.remember_roles(view.role(), view.transitions(), stop.clone());
         Self {
-            events: Arc::new(EventHub::new(view.store())),
+            events,
             exports: Arc::new(Semaphore::new(transfer::EXPORTS_MAX)),
             imports: Arc::new(Semaphore::new(transfer::IMPORTS_MAX)),
             view,
@@ -144,12 +148,15 @@ impl IntoResponse for Failure {
 
 fn router(api: Api) -> Router {
     Router::new()
+        .route("/", get(ui::page))
+        .route("/ui", get(ui::page))
         .route("/info", get(get_info))
         .route("/export", get(transfer::export))
         .route("/import", post(transfer::import))
         .route("/promote", post(lease::promote))
         .route("/handoff", post(lease::hand_over))
         .route("/events", get(get_events))
+        .route("/events/recent", get(get_recent_events))
         .route("/metrics", get(get_metrics))
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "404 page not found"))
         // A database may be larger than any limit here; it is spooled to disk, not to memory.
@@ -213,6 +220,10 @@ async fn get_info(State(api): State<Api>) -> Result<Response, Failure> {
 async fn get_events(State(api): State<Api>) -> Response {
     let body = api.events.stream(api.view.role(), api.view.transitions(), api.stop.clone());
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+async fn get_recent_events(State(api): State<Api>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], api.events.recent()).into_response()
 }
 
 async fn get_metrics(State(api): State<Api>) -> Result<Response, Failure> {
