@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help test demo bench lint extension fuzz
+.PHONY: help test demo bench lint extension fuzz release install
 
 # The golden LTX vectors, where they lie beside this repository. They are not part of it: without
 # them, the codec is tested against its own fixtures and properties only.
@@ -43,6 +43,36 @@ lint: ## Formatting, clippy, documentation, licenses
 extension: ## Build the VFS as a loadable extension of SQLite
 	cargo rustc --release --locked -p litefs-vfs --lib --no-default-features --features extension --crate-type cdylib
 	@echo "built $${CARGO_TARGET_DIR:-target}/release/liblitefs_vfs.so"
+
+# Linked with musl, the program needs nothing of the system that it runs on.
+MUSL := $(shell uname -m)-unknown-linux-musl
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+PROGRAM ?= $(firstword $(wildcard $(TARGET_DIR)/$(MUSL)/dist/litefs-node) $(TARGET_DIR)/dist/litefs-node)
+
+release: ## Build the program for other hosts: static if musl-gcc is there
+	@if command -v musl-gcc >/dev/null && rustup target add $(MUSL) 2>/dev/null; then \
+		cargo build --profile dist --locked -p litefs-node --target $(MUSL); \
+		echo "built $(TARGET_DIR)/$(MUSL)/dist/litefs-node (static)"; \
+	else \
+		cargo build --profile dist --locked -p litefs-node; \
+		echo "built $(TARGET_DIR)/dist/litefs-node (needs this system's C library or a newer one)"; \
+	fi
+
+PREFIX ?= /usr/local
+DEST = $(DESTDIR)$(PREFIX)
+
+install: ## Install what `make release` built, below PREFIX (/usr/local) and DESTDIR
+	@[[ -x "$(PROGRAM)" ]] || { echo "there is no $(PROGRAM): make release"; exit 1; }
+	install -D -m 755 "$(PROGRAM)" "$(DEST)/bin/litefs-node"
+	install -d "$(DEST)/share/man/man1" "$(DEST)/share/doc/litefs-node" "$(DEST)/lib/systemd/system"
+	install -d "$(DEST)/share/bash-completion/completions" "$(DEST)/share/zsh/site-functions" "$(DEST)/share/fish/vendor_completions.d"
+	"$(PROGRAM)" man "$(DEST)/share/man/man1"
+	"$(PROGRAM)" completions bash >"$(DEST)/share/bash-completion/completions/litefs-node"
+	"$(PROGRAM)" completions zsh >"$(DEST)/share/zsh/site-functions/_litefs-node"
+	"$(PROGRAM)" completions fish >"$(DEST)/share/fish/vendor_completions.d/litefs-node.fish"
+	"$(PROGRAM)" config example >"$(DEST)/share/doc/litefs-node/litefs.yml"
+	sed 's|@BINDIR@|$(PREFIX)/bin|' packaging/litefs-node.service >"$(DEST)/lib/systemd/system/litefs-node.service"
+	install -m 644 packaging/without-mount.conf "$(DEST)/share/doc/litefs-node/"
 
 fuzz: ## Run each fuzz target for FUZZ_SECONDS (60)
 	@scripts/setup cargo-fuzz

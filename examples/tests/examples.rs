@@ -1,7 +1,7 @@
 //! Risk: an example that a user copies does not work. Runs each as a user would.
 
-use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -27,6 +27,9 @@ fn a_pool_of_connections_loses_no_row() {
     assert_eq!(printed, "1000 rows from 4 threads\n");
 }
 
+const CLUSTER: &str = env!("CARGO_BIN_EXE_cluster");
+const WEB: &str = env!("CARGO_BIN_EXE_web");
+
 /// Ends the process when dropped.
 struct Running(Child);
 
@@ -38,13 +41,13 @@ impl Drop for Running {
     }
 }
 
-fn start(dir: &Path, args: &[&str]) -> (Running, impl Iterator<Item = String> + use<>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_cluster"))
-        .args(args)
-        .current_dir(dir)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+fn start(
+    program: &str,
+    dir: &Path,
+    args: &[&str],
+) -> (Running, impl Iterator<Item = String> + use<>) {
+    let mut child =
+        Command::new(program).args(args).current_dir(dir).stdout(Stdio::piped()).spawn().unwrap();
     let out = BufReader::new(child.stdout.take().unwrap());
     (Running(child), out.lines().map(Result::unwrap))
 }
@@ -62,11 +65,48 @@ fn a_replica_in_another_process_reads_what_the_primary_commits_also_after_a_kill
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let addr = socket.local_addr().unwrap().to_string();
     drop(socket);
-    let (_replica, mut read) = start(dir.path(), &["replica", &addr]);
-    let (primary, mut committed) = start(dir.path(), &["primary", &addr]);
+    let (_replica, mut read) = start(CLUSTER, dir.path(), &["replica", &addr]);
+    let (primary, mut committed) = start(CLUSTER, dir.path(), &["primary", &addr]);
     assert!(committed.next().is_some_and(|line| line.starts_with("committed ")));
     let before = next_row(&mut read);
     drop(primary); // kill -9
-    let (_primary, _committed) = start(dir.path(), &["primary", &addr]);
+    let (_primary, _committed) = start(CLUSTER, dir.path(), &["primary", &addr]);
     while next_row(&mut read) <= before + 1 {}
+}
+
+/// Sends a request to `/visits` at the address that the program prints.
+fn visits(line: &str, method: &str, cookie: &str) -> String {
+    let url = line.strip_prefix("serving http://").and_then(|url| url.strip_suffix("/visits"));
+    let mut stream = TcpStream::connect(url.expect(line)).unwrap();
+    write!(
+        stream,
+        "{method} /visits HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCookie: {cookie}\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_web_application_gives_each_client_its_own_writes_on_every_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = socket.local_addr().unwrap().to_string();
+    drop(socket);
+    let (_primary, mut primary) = start(WEB, dir.path(), &["primary", &addr]);
+    let primary = primary.next().unwrap();
+    let (_replica, mut replica) = start(WEB, dir.path(), &["replica", &addr]);
+    let replica = replica.next().unwrap();
+    let refused = visits(&replica, "POST", "");
+    assert!(refused.starts_with("HTTP/1.1 409 "), "{refused}");
+    assert!(refused.contains(&format!("litefs-primary: http://{addr}")), "{refused}");
+    for round in 1..=20 {
+        let written = visits(&primary, "POST", "");
+        assert!(written.ends_with(&format!("visit {round}\n")), "{written}");
+        let cookie = written.lines().find_map(|line| line.strip_prefix("set-cookie: "));
+        let cookie = cookie.and_then(|cookie| cookie.split(';').next()).expect(&written);
+        let read = visits(&replica, "GET", cookie);
+        assert!(read.ends_with(&format!("\r\n\r\n{round} visits\n")), "{read}");
+    }
 }

@@ -20,9 +20,10 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::committing::{self, Committing};
 use crate::db::{MountedDb, Part, Result};
+use crate::effort::{Effort, Wait};
 use crate::errno;
-use crate::held::Committing;
 use crate::locks::{Lock, LockKind, Owner, Range};
 use crate::name::{self, DbFile, FileKind};
 use crate::pool::{Lane, OnlyClient, Pool};
@@ -77,18 +78,10 @@ fn no_such_file() -> FileAttr {
     }
 }
 
-fn write(
-    fs: &Mounted,
-    (ino, fh): (INodeNo, FileHandle),
-    offset: u64,
-    data: &[u8],
-    reply: ReplyWrite,
-) {
-    let result = fs.write_file(ino, fh, offset, data);
-    fs.log(format_args!("write {ino} at {offset} for {}", data.len()), &result);
+fn answer_written(reply: ReplyWrite, len: usize, result: Result<()>) {
     match result {
         // No request carries more than MAX_WRITE.
-        Ok(()) => reply.written(data.len() as u32),
+        Ok(()) => reply.written(len as u32),
         Err(errno) => reply.error(errno),
     }
 }
@@ -148,15 +141,16 @@ impl Served {
         }
     }
 
-    /// The same for a request that may commit: if commits are held, it waits without a thread.
-    fn answer_commit(
+    /// The same for a request that may commit: see [`Committing`].
+    fn answer_commit<T: Send + 'static>(
         &self,
         effort: Effort,
         lane: impl FnOnce(&Mounted) -> Option<Arc<Lane>> + Send + 'static,
-        request: impl FnOnce(&Mounted) + Send + 'static,
+        act: impl FnOnce(&Mounted) -> Result<T> + Send + 'static,
+        answer: impl FnOnce(Result<T>) + Send + 'static,
     ) {
         let committing = self.committing.clone();
-        self.answer(effort, move |_| committing.serve(lane, request));
+        self.answer(effort, move |_| committing.serve(lane, act, answer));
     }
 
     /// What a request on a file takes.
@@ -164,6 +158,19 @@ impl Served {
         match self.mounted.tree.node(ino.0) {
             Ok(Node::Db(_, db, DbFile::Part(part))) => Effort::of(&db, waits(&db, part)),
             _ => Effort::Little,
+        }
+    }
+
+    /// What a lock takes: on a replica, the primary may have to be asked.
+    fn lock_effort(&self, ino: INodeNo, range: Range, kind: Option<LockKind>) -> Effort {
+        match (self.mounted.tree.node(ino.0), kind) {
+            (Ok(Node::Db(_, db, DbFile::Part(part))), Some(kind))
+                if db.must_reach(part, range, kind) =>
+            {
+                Effort::MayWait(Some(Wait { lane: db.lane.clone(), short: false }))
+            }
+            (Ok(Node::Db(_, _, DbFile::Lock)), _) => Effort::MayWait(None),
+            _ => self.effort(ino, |_, _| false),
         }
     }
 
@@ -177,31 +184,6 @@ impl Served {
             Some(FileKind::SuperJournal(_)) => Effort::MayWait(None),
             _ => Effort::Little,
         }
-    }
-}
-
-/// What answering a request takes.
-enum Effort {
-    /// No disk.
-    Little,
-    /// The disk, or somebody who waits for it.
-    MayWait(Option<Wait>),
-}
-
-/// What may be waited for.
-struct Wait {
-    lane: Arc<Lane>,
-    /// No longer than a sync takes.
-    short: bool,
-}
-
-impl Effort {
-    fn of(db: &MountedDb, waits: bool) -> Self {
-        let busy = db.lane.is_busy();
-        if !waits && !busy {
-            return Self::Little;
-        }
-        Self::MayWait(Some(Wait { lane: db.lane.clone(), short: !busy && db.commits_little() }))
     }
 }
 
@@ -285,18 +267,19 @@ impl Filesystem for Served {
     ) {
         self.arrived(req);
         let effort = self.effort(ino, |db, part| size.is_some() && db.may_commit(part));
-        let request = move |fs: &Mounted| {
+        let act = move |fs: &Mounted| {
             let set = fs.set_attributes(ino, fh, size);
             let result = set.and_then(|()| fs.attributes_of(ino, fh));
             fs.log(format_args!("setattr {ino} size {size:?}"), &result);
-            match result {
-                Ok((node, attributes)) => reply.attr(&node.attributes_ttl(), &attributes),
-                Err(errno) => reply.error(errno),
-            }
+            result
+        };
+        let answer = |result| match result {
+            Ok((node, attributes)) => reply.attr(&Node::attributes_ttl(&node), &attributes),
+            Err(errno) => reply.error(errno),
         };
         match size {
-            Some(_) => self.answer_commit(effort, move |fs| fs.lane(ino), request),
-            None => self.answer(effort, request),
+            Some(_) => self.answer_commit(effort, move |fs| fs.lane(ino), act, answer),
+            None => self.answer(effort, move |fs| answer(act(fs))),
         }
     }
 
@@ -310,8 +293,9 @@ impl Filesystem for Served {
             move |fs| {
                 let result = Mounted::kind(parent, &name).and_then(|kind| fs.tree.unlink(&kind));
                 fs.log(format_args!("unlink {name:?}"), &result);
-                answer_empty(reply, result);
+                result
             },
+            |result| answer_empty(reply, result),
         );
     }
 
@@ -404,25 +388,31 @@ impl Filesystem for Served {
     ) {
         self.arrived(req);
         let waits = |db: &MountedDb, part| {
-            part == Part::Wal && db.syncs_each_commit() || offset == 0 && db.may_commit(part)
+            part == Part::Wal && (db.syncs_each_commit() || db.is_remote())
+                || offset == 0 && db.may_commit(part)
         };
         let mut commits = false;
         let effort = self.effort(ino, |db, part| {
             commits = part == Part::Wal || offset == 0 && part == Part::Journal;
             waits(db, part)
         });
-        let little = matches!(effort, Effort::Little);
-        if little && !commits {
-            return write(&self.mounted, (ino, fh), offset, data, reply);
-        }
-        if little && let Some(_pass) = self.committing.gate().try_pass() {
-            return write(&self.mounted, (ino, fh), offset, data, reply);
+        let len = data.len();
+        if let Effort::Little = effort {
+            let write = |fs: &Mounted| fs.write_file(ino, fh, offset, data);
+            if !commits {
+                return answer_written(reply, len, write(&self.mounted));
+            }
+            if let Some(_pass) = self.committing.gate().try_pass() {
+                let answer = move |result| answer_written(reply, len, result);
+                return committing::commit(&self.mounted, write, answer);
+            }
         }
         let data = data.to_vec();
-        let request = move |fs: &Mounted| write(fs, (ino, fh), offset, &data, reply);
+        let write = move |fs: &Mounted| fs.write_file(ino, fh, offset, &data);
+        let answer = move |result| answer_written(reply, len, result);
         match commits {
-            true => self.answer_commit(effort, move |fs| fs.lane(ino), request),
-            false => self.answer(effort, request),
+            true => self.answer_commit(effort, move |fs| fs.lane(ino), write, answer),
+            false => self.answer(effort, move |fs| answer(write(fs))),
         }
     }
 
@@ -614,7 +604,8 @@ impl Filesystem for Served {
             }
             answer_empty(reply, result);
         };
-        self.answer(self.effort(ino, |_, _| false), move |fs| {
+        let effort = self.lock_effort(ino, lock.range, kind);
+        self.answer(effort, move |fs| {
             fs.lock(ino, lock, kind, sleep, Box::new(answer));
         });
     }

@@ -7,11 +7,12 @@
 #![forbid(unsafe_code)]
 
 mod backing;
+mod committing;
 mod db;
+mod effort;
 mod errno;
 mod fs;
 mod handles;
-mod held;
 mod journal;
 mod kernel;
 mod locks;
@@ -29,14 +30,26 @@ mod wal;
 
 use std::time::{Duration, SystemTime};
 
-pub use mount::{Mount, MountError, MountOptions};
+use litefs_store::{DbName, RemoteError};
 
-/// What the mount shows of the cluster. Every method answers at once.
+pub use mount::{Mount, MountError, MountOptions, View};
+
+/// What the mount shows of the cluster, and asks of it.
 pub trait Cluster: Send + Sync + 'static {
     /// The primary's host name, while this node is a replica and connected to it.
     fn primary(&self) -> Option<String>;
     /// How far this node is behind.
     fn lag(&self) -> Lag;
+    /// On a replica: has the primary let this node write a database, until it is told to resume,
+    /// and waits until this node has everything.
+    ///
+    /// # Errors
+    /// Why not.
+    fn halt(&self, db: &DbName) -> Result<(), RemoteError>;
+    /// Lets the primary write again.
+    fn resume(&self, db: &DbName);
+    /// The mount has come to show what a database learned elsewhere: see [`View`].
+    fn shown(&self, _db: &DbName) {}
 }
 
 /// How far a node is behind the primary.

@@ -4,17 +4,17 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fuser::{BackingId, MountOption, Session, SessionACL, SessionUnmounter};
-use litefs_store::{Store, Subscription};
+use litefs_store::{DbName, Pos, Store, Subscription};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::Cluster;
-use crate::db::{Shared, Watcher};
+use crate::db::{OnShown, Shared, Watcher};
 use crate::fs::Served;
 use crate::handles::Handles;
 use crate::mount_point;
@@ -124,11 +124,25 @@ pub enum MountError {
 #[derive(Debug)]
 pub struct Mount {
     dir: PathBuf,
+    view: View,
     session: Option<Running>,
     /// What the store learns from elsewhere becomes visible.
     watcher: Option<Watcher>,
     /// The tree hears of databases that appear.
     subscription: Option<Subscription>,
+}
+
+/// What a mount shows. It does not keep the mount.
+#[derive(Debug, Clone)]
+pub struct View(Weak<Shared>);
+
+impl View {
+    /// The position of a database that clients see; `None` if none has looked at it yet, so that
+    /// the first to do so will see the newest, or if the mount is gone.
+    pub fn position(&self, db: &DbName) -> Option<Pos> {
+        let mounted = self.0.upgrade()?.mounted.read().get(db).cloned()?;
+        Some(mounted.shown_position())
+    }
 }
 
 /// A session that is being served.
@@ -154,10 +168,14 @@ impl Mount {
         check_device(&dir)?;
         let failed = |error| MountError::Failed { dir: dir.clone(), error };
         let shared = Arc::new(Shared::new(store.clone()));
+        let cluster = options.cluster.clone();
+        let _ = shared.on_shown.set(OnShown(Box::new(move |db| cluster.shown(db))));
+        let view = View(Arc::downgrade(&shared));
         let tree = Tree::new(shared.clone(), options.cluster.clone()).map_err(failed)?;
         let subscription = tree.watch();
         let watcher = Watcher::start(&shared).map_err(failed)?;
         let mounted = Mounted {
+            halts: parking_lot::Mutex::default(),
             tree,
             handles: Handles::default(),
             data_dir,
@@ -182,6 +200,7 @@ impl Mount {
         let running = Running { unmounter, connection, stopping, ended };
         Ok(Self {
             dir,
+            view,
             session: Some(running),
             watcher: Some(watcher),
             subscription: Some(subscription),
@@ -191,6 +210,11 @@ impl Mount {
     /// Where it is mounted, without symbolic links.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// What it shows.
+    pub fn view(&self) -> View {
+        self.view.clone()
     }
 
     /// Unmounts. Clients that still hold files open after a second get errors from then on.

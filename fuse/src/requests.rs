@@ -1,5 +1,6 @@
 //! What the requests do: finds the file that is meant, and calls the part that knows it.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
@@ -9,15 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use fuser::{BackingId, Errno, FileAttr, FileHandle, FopenFlags, INodeNo};
-use litefs_store::DbName;
+use litefs_store::{DbName, RemoteError};
+use parking_lot::Mutex;
 
 use crate::db::{LockReply, MountedDb, Part, Result};
-use crate::errno::{self, log_once};
+use crate::errno;
 use crate::handles::{Handle, Handles};
 use crate::locks::{Lock, LockKind};
 use crate::name::{self, DbFile, FileKind};
 use crate::pool::Lane;
-use crate::special;
+use crate::special::{self, HaltRequest};
 use crate::super_journal::slice;
 use crate::tree::{Node, Tree};
 
@@ -35,6 +37,8 @@ pub(crate) struct Mounted {
     pub passthrough: bool,
     /// Log each request.
     pub debug: bool,
+    /// The open `-lock` files through which clients have halted the primary.
+    pub halts: Mutex<HashMap<u64, DbName>>,
 }
 
 /// How a file was opened.
@@ -201,6 +205,7 @@ impl Mounted {
 
     pub(crate) fn close(&self, node: &Node, handle: u64) {
         self.handles.close(handle);
+        self.resume(handle);
         if let Node::Db(_, db, DbFile::Part(part)) = node {
             db.handle_closed(*part, handle);
         }
@@ -231,11 +236,13 @@ impl Mounted {
         offset: u64,
         data: &[u8],
     ) -> Result<()> {
-        match self.tree.node(ino.0)? {
+        let result = match self.tree.node(ino.0)? {
             Node::Db(_, db, DbFile::Part(part)) => db.write(part, fh.0, offset, data),
             Node::Super(_, journal) => journal.write(offset, data),
             _ => Err(Errno::EIO),
-        }
+        };
+        self.log(format_args!("write {ino} at {offset} for {}", data.len()), &result);
+        result
     }
 
     /// Gives a lock back, or (`kind`) asks for one; `answer` may be called later.
@@ -260,20 +267,48 @@ impl Mounted {
             {
                 answer(Err(Errno::EIO));
             }
-            (Ok(Node::Db(_, db, DbFile::Part(part))), Some(_)) => db.lock(part, lock, answer),
-            (Ok(Node::Db(_, db, DbFile::Lock)), kind) => {
-                let result = special::halt(kind, lock.range, waits, self.tree.is_writable());
-                if result == Err(Errno::ENOTSUP) {
-                    log_once(&format!(
-                        "a client asked to write {} through this replica (the HALT lock of {0}-lock): \
-                         forwarding writes to the primary is not available yet",
-                        db.name()
-                    ));
+            (Ok(Node::Db(_, db, DbFile::Part(part))), Some(kind)) => {
+                match db.reach_to_write(part, lock.range, kind) {
+                    Ok(()) => db.lock(part, lock, answer),
+                    Err(errno) => answer(Err(errno)),
                 }
-                answer(result);
+            }
+            (Ok(Node::Db(_, db, DbFile::Lock)), kind) => {
+                let request = special::halt(kind, lock.range, waits);
+                answer(request.and_then(|request| match request {
+                    HaltRequest::Halt => self.halt(db.name(), lock.handle),
+                    HaltRequest::Resume => {
+                        self.resume(lock.handle);
+                        Ok(())
+                    }
+                }));
             }
             (Ok(_), None) => answer(Ok(())),
             (Ok(_), Some(_)) => answer(Err(Errno::ENOSYS)),
+        }
+    }
+
+    /// On the primary, halting does nothing.
+    fn halt(&self, db: &DbName, handle: u64) -> Result<()> {
+        let store = &self.tree.shared().store;
+        if store.gate().is_open() || self.halts.lock().contains_key(&handle) {
+            return Ok(());
+        }
+        self.tree.cluster().halt(db).map_err(|error| {
+            tracing::warn!(%db, "a client asked to write through this replica (HALT): {error}");
+            match error {
+                RemoteError::Busy => Errno::EAGAIN,
+                _ => Errno::EIO,
+            }
+        })?;
+        self.halts.lock().insert(handle, db.clone());
+        Ok(())
+    }
+
+    fn resume(&self, handle: u64) {
+        let halted = self.halts.lock().remove(&handle);
+        if let Some(db) = halted {
+            self.tree.cluster().resume(&db);
         }
     }
 

@@ -46,21 +46,23 @@ pub(crate) fn time(ms: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }
 
-/// A request for a lock of `-lock`; `kind` is `None` to give it back. `writable`: whether this node
-/// is the primary, where halting does nothing. LiteFS's answers.
-pub(crate) fn halt(
-    kind: Option<LockKind>,
-    range: Range,
-    waits: bool,
-    writable: bool,
-) -> Result<()> {
+/// What a client asks for with a lock of `-lock`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HaltRequest {
+    /// The primary shall let this node write.
+    Halt,
+    /// The primary shall go on.
+    Resume,
+}
+
+/// A request for a lock of `-lock`; `kind` is `None` to give it back. LiteFS's answers.
+pub(crate) fn halt(kind: Option<LockKind>, range: Range, waits: bool) -> Result<HaltRequest> {
     match kind {
         Some(_) if !waits => Err(Errno::ENOSYS),
-        _ if range != HALT => Err(Errno::EINVAL),
-        None => Ok(()),
+        _ if !range.overlaps(HALT) || kind.is_some() && range != HALT => Err(Errno::EINVAL),
+        None => Ok(HaltRequest::Resume),
         Some(LockKind::Read) => Err(Errno::ENOSYS),
-        Some(LockKind::Write) if writable => Ok(()),
-        Some(LockKind::Write) => Err(Errno::ENOTSUP),
+        Some(LockKind::Write) => Ok(HaltRequest::Halt),
     }
 }
 
@@ -90,24 +92,18 @@ mod tests {
 
     #[test]
     fn halt_is_a_write_lock_of_byte_72_and_nothing_else() {
-        let range = |start, end| Range { start, end };
-        let byte = range(72, 72);
-        let write = Some(LockKind::Write);
-        assert_eq!(halt(write, byte, true, true), Ok(()));
-        assert_eq!(halt(write, byte, true, false), Err(Errno::ENOTSUP));
-        assert_eq!(halt(write, byte, false, true), Err(Errno::ENOSYS));
-        assert_eq!(halt(Some(LockKind::Read), byte, true, true), Err(Errno::ENOSYS));
-        for other in [range(71, 71), range(72, 73), range(0, u64::MAX)] {
-            assert_eq!(halt(write, other, true, true), Err(Errno::EINVAL));
-            assert_eq!(halt(None, other, true, true), Err(Errno::EINVAL));
+        let (write, byte) = (Some(LockKind::Write), Range::byte(72));
+        assert_eq!(halt(write, byte, true), Ok(HaltRequest::Halt));
+        assert_eq!(halt(write, byte, false), Err(Errno::ENOSYS));
+        assert_eq!(halt(Some(LockKind::Read), byte, true), Err(Errno::ENOSYS));
+        for other in [Range::byte(71), Range::byte(73), Range { start: 72, end: 73 }] {
+            assert_eq!(halt(write, other, true), Err(Errno::EINVAL));
         }
-        assert_eq!(halt(None, byte, true, false), Ok(()));
-        assert_eq!(halt(None, byte, false, false), Ok(()));
-    }
-
-    #[test]
-    fn a_time_before_the_epoch_is_the_epoch() {
-        assert_eq!(time(-1), UNIX_EPOCH);
-        assert_eq!(time(1500), UNIX_EPOCH + Duration::from_millis(1500));
+        assert_eq!(halt(None, Range::byte(71), true), Err(Errno::EINVAL));
+        assert_eq!(halt(None, byte, true), Ok(HaltRequest::Resume));
+        assert_eq!(halt(None, byte, false), Ok(HaltRequest::Resume));
+        // Closing a file gives back all of it.
+        let all = Range { start: 0, end: u64::MAX };
+        assert_eq!(halt(None, all, false), Ok(HaltRequest::Resume));
     }
 }

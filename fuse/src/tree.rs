@@ -260,9 +260,14 @@ impl Tree {
         &self.shared
     }
 
-    /// True if this node may write.
+    /// True if clients may write any database here.
     pub(crate) fn is_writable(&self) -> bool {
-        self.shared.store.gate().is_open()
+        self.shared.store.is_writable()
+    }
+
+    /// The cluster that the node is in.
+    pub(crate) fn cluster(&self) -> &dyn Cluster {
+        &*self.cluster
     }
 
     /// The file of an inode number. `ESTALE` makes the kernel look its name up again.
@@ -368,7 +373,7 @@ impl Tree {
     }
 
     fn create_database(&self, name: &DbName) -> Result<Arc<Slot>> {
-        if !self.is_writable() {
+        if !self.shared.store.is_writable() {
             return Err(Errno::EACCES);
         }
         if let Some(slot) = self.mount(name)? {
@@ -567,7 +572,8 @@ impl Tree {
                 (if writable { 0o777 } else { 0o555 }, attributes)
             }
             Node::Db(_, db, DbFile::Part(part)) => {
-                let perm = if *part == Part::Main && !writable { 0o444 } else { 0o666 };
+                let writable = *part != Part::Main || writable || db.is_writable();
+                let perm = if writable { 0o666 } else { 0o444 };
                 (perm, db.attributes(*part)?)
             }
             Node::Super(_, journal) => {

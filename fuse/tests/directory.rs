@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use litefs_fuse::{Cluster, Lag, Mount, MountOptions};
-use litefs_store::{DbName, Store};
+use litefs_store::{DbName, RemoteError, Store};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -27,6 +27,12 @@ impl Cluster for Alone {
     fn lag(&self) -> Lag {
         self.lag
     }
+
+    fn halt(&self, _: &DbName) -> Result<(), RemoteError> {
+        Err(RemoteError::Refused("there is no primary".to_owned()))
+    }
+
+    fn resume(&self, _: &DbName) {}
 }
 
 /// A store and its mount.

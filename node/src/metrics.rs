@@ -23,6 +23,7 @@ use prometheus_client::registry::Registry;
 
 use crate::http::{LeaseStatus, NodeView};
 use crate::lease::action::Role;
+use crate::replication::confirm::{BUCKETS, ConfirmStatus};
 
 /// The text format, which every Prometheus reads.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -96,7 +97,8 @@ impl NodeCollector {
         gauge(encoder, "litefs_http_stream_count", help, int(replicas.len()))?;
         let help = "Transactions that connected replicas have not acknowledged yet.";
         gauge(encoder, "litefs_replica_unacknowledged_transactions", help, int64(unacknowledged))?;
-        encode_lease(encoder, &view.lease())
+        encode_lease(encoder, &view.lease())?;
+        view.confirm().map_or(Ok(()), |status| encode_confirm(encoder, &status))
     }
 }
 
@@ -139,6 +141,29 @@ fn encode_lease(encoder: &mut DescriptorEncoder<'_>, lease: &LeaseStatus) -> fmt
         beats.encode(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)?;
     }
     Ok(())
+}
+
+/// What commits wait for; not in mode `async`.
+fn encode_confirm(encoder: &mut DescriptorEncoder<'_>, status: &ConfirmStatus) -> fmt::Result {
+    if status.mode == "bounded" {
+        let help = "Commits refused since the start, as no replica was near.";
+        return counter(encoder, "litefs_replication_refused_count", help, status.refusals);
+    }
+    let help = "Replicas that have everything that was acknowledged.";
+    gauge(encoder, "litefs_sync_replicas", help, int(status.sync_set.len()))?;
+    let help = "1 while commits are acknowledged without replicas, else 0.";
+    gauge(encoder, "litefs_sync_fallen_back", help, i64::from(status.fallen_back))?;
+    let help = "Commits that wait for replicas.";
+    gauge(encoder, "litefs_sync_waiting", help, int(status.waiting))?;
+    let help = "How often commits began to be acknowledged without replicas.";
+    counter(encoder, "litefs_sync_fallback_count", help, status.fallbacks)?;
+    let help = "How long commits waited for replicas.";
+    let bounds = BUCKETS.into_iter().chain([f64::MAX]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(status.waits.iter().copied()).collect();
+    let name = "litefs_sync_wait_seconds";
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    let count = status.waits.iter().sum();
+    metric.encode_histogram::<NoLabelSet>(status.waited.as_secs_f64(), count, &buckets, None)
 }
 
 /// How late each database's newest transaction was here.
@@ -322,6 +347,12 @@ fn gauge<N: EncodeGaugeValue>(
 ) -> fmt::Result {
     let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     ConstGauge::new(value).encode(metric)
+}
+
+/// LiteFS's names have no `_total`, so the plain number is written.
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    ConstGauge::new(int64(value)).encode(metric)
 }
 
 fn load(count: &AtomicU64) -> i64 {

@@ -1,4 +1,5 @@
-//! The two sockets of a node: TCP for the HTTP API and UDP for QUIC, on one port number.
+//! The sockets of a node: TCP for the HTTP API and UDP for QUIC, on one port number, and TCP for
+//! the proxy.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -11,13 +12,18 @@ use crate::tls::bind_socket;
 /// How often a port that the system chose for one socket may be taken for the other.
 const PORT_TRIES: usize = 16;
 
+/// The setting of the two sockets with one port.
+const KEY: &str = "http.addr";
+
 /// Waiting connections, as the kernel queues them.
 const BACKLOG: i32 = 128;
 
-/// Both sockets, bound, non-blocking.
+/// All sockets, bound, non-blocking.
 pub struct Sockets {
-    /// For [`crate::http::Server`]; on loopback unless the configuration opens it.
+    /// For [`crate::http::Server`].
     pub api: TcpListener,
+    /// For [`crate::proxy::Server`], if the configuration has a proxy.
+    pub proxy: Option<TcpListener>,
     /// For QUIC.
     pub quic: UdpSocket,
     /// The address of `quic`, with the real port.
@@ -25,39 +31,34 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Binds both as `config` says; with port 0, the system chooses one port for both.
+    /// Binds them as `config` says; with port 0, the system chooses one port for API and QUIC.
     pub fn bind(config: &Config) -> io::Result<Self> {
+        let proxy = config.proxy.as_ref().map(|proxy| {
+            bind_tcp(proxy.addr).map_err(|e| explain(e, "TCP", "proxy.addr", proxy.addr))
+        });
+        let proxy = proxy.transpose()?;
         let wanted = config.http.addr;
         let mut tries = if wanted.port() == 0 { PORT_TRIES } else { 1 };
         loop {
-            let quic = bind_socket(wanted).map_err(|e| explain(e, "UDP", wanted))?;
+            let quic = bind_socket(wanted).map_err(|e| explain(e, "UDP", KEY, wanted))?;
             let addr = quic.local_addr()?;
-            let mut api_addr = config.api_addr();
-            api_addr.set_port(addr.port());
+            let api_addr = SocketAddr::new(wanted.ip(), addr.port());
             tries -= 1;
-            match bind_api(api_addr) {
-                Ok(api) => {
-                    if api_addr.ip() != wanted.ip() {
-                        tracing::info!(
-                            "replication listens on {addr}; the HTTP API only on {api_addr}, \
-                             because it has no authentication yet (tls.insecure opens it)"
-                        );
-                    }
-                    return Ok(Self { api, quic, addr });
-                }
+            match bind_tcp(api_addr) {
+                Ok(api) => return Ok(Self { api, proxy, quic, addr }),
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
-                Err(e) => return Err(explain(e, "TCP", api_addr)),
+                Err(e) => return Err(explain(e, "TCP", KEY, api_addr)),
             }
         }
     }
 }
 
-fn bind_api(addr: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket =
         match (Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)), addr) {
             (Ok(socket), _) => socket,
             (Err(_), SocketAddr::V6(v6)) if v6.ip().is_unspecified() => {
-                return bind_api((std::net::Ipv4Addr::UNSPECIFIED, addr.port()).into());
+                return bind_tcp((std::net::Ipv4Addr::UNSPECIFIED, addr.port()).into());
             }
             (Err(e), _) => return Err(e),
         };
@@ -72,11 +73,13 @@ fn bind_api(addr: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn explain(error: io::Error, what: &str, addr: SocketAddr) -> io::Error {
+fn explain(error: io::Error, what: &str, key: &str, addr: SocketAddr) -> io::Error {
     let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => ": another process has it; set http.addr to a free port",
-        io::ErrorKind::AddrNotAvailable => ": this host does not have that address",
-        _ => "",
+        io::ErrorKind::AddrInUse => {
+            format!(": another process has it; set {key} to a free port")
+        }
+        io::ErrorKind::AddrNotAvailable => ": this host does not have that address".to_owned(),
+        _ => String::new(),
     };
     io::Error::new(error.kind(), format!("cannot listen on {addr} ({what}): {error}{hint}"))
 }

@@ -11,9 +11,10 @@ use crate::db::Db;
 use crate::db::compacted::CompactedRecord;
 use crate::db::cursor::{LogCursor, Relation};
 use crate::db::diverged::Diverged;
+use crate::db::hold::Hold;
 use crate::db::snapshot::Snapshot;
 use crate::db::writer::Writer;
-use crate::{Counters, DbName, Durability, Result};
+use crate::{Counters, DbName, Durability, Error, Result, Unconfirmed};
 
 /// One database. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -159,6 +160,42 @@ impl Database {
         self.0.wait_for(txid, timeout)
     }
 
+    /// True if its clients may write it here: this node may commit, or the primary does it for
+    /// them.
+    pub fn is_writable(&self) -> bool {
+        self.0.shared.gate.is_open() || self.is_remote()
+    }
+
+    /// True if writers have to [`reach`](Database::reach) for the primary's right to write first.
+    pub fn is_remote(&self) -> bool {
+        self.0.shared.remote_for(&self.0.name).is_some()
+    }
+
+    /// Takes the primary's right to write if this node may not commit itself, and waits until
+    /// everything is here. It is kept for a moment, for [`Database::begin_write`].
+    ///
+    /// # Errors
+    /// `Busy` if another node writes, or `timeout` has passed; `ReadOnly` with the reason.
+    pub fn reach(&self, timeout: Duration) -> Result<()> {
+        let Some(remote) = self.0.shared.remote_for(&self.0.name) else { return Ok(()) };
+        let deadline = crate::clock::after(timeout);
+        let pos = remote.reach(&self.0.name, timeout).map_err(|e| e.on(&self.0.name))?;
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        match self.0.wait_for(pos.txid, left) {
+            Err(Error::Timeout { db, .. }) => Err(Error::Busy { db }),
+            other => other.map(drop),
+        }
+    }
+
+    /// Holds the right to write for a client of another node; waits for local writers, at most
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// `Busy`; `ReadOnly` if this node may not commit; `Corrupt`, `Closed`.
+    pub fn hold(&self, timeout: Duration) -> Result<Hold> {
+        Hold::take(&self.0, timeout)
+    }
+
     /// Becomes the one writer, if `snapshot` is the newest position.
     ///
     /// # Errors
@@ -177,8 +214,17 @@ impl Database {
     /// and the database can be written anew, with any page size.
     ///
     /// # Errors
-    /// `NotFound` if it has no content; as [`Database::begin_write`]; `Io`, `Full`.
+    /// `NotFound` if it has no content; as [`Database::begin_write`]; `Io`, `Full`; `Unconfirmed`.
     pub fn drop_database(&self) -> Result<Pos> {
+        confirmed(self.drop_unconfirmed()?)
+    }
+
+    /// The same, and does not wait for replicas: if there is something to confirm, the caller has
+    /// it confirmed before he acknowledges the change.
+    ///
+    /// # Errors
+    /// As [`Database::drop_database`].
+    pub fn drop_unconfirmed(&self) -> Result<(Pos, Option<Unconfirmed>)> {
         self.0.drop_content()
     }
 
@@ -186,18 +232,19 @@ impl Database {
     /// schema cookie (bytes 40..44) is raised, so that open connections notice.
     ///
     /// # Errors
-    /// `Invalid` if the bytes are not a whole SQLite database; `ReadOnly`, `Busy`, `Io`, `Full`.
+    /// `Invalid` if the bytes are not a whole SQLite database; `ReadOnly`, `Busy`, `Io`, `Full`;
+    /// `Unconfirmed`.
     pub fn import(&self, source: &mut dyn Read) -> Result<Pos> {
-        self.0.import(source, None)
+        confirmed(self.0.import(source, None)?)
     }
 
     /// Replaces the content at position `at` by one that its own client made of it, as one
     /// transaction: a change of the page size. The bytes are kept as they are. Nobody may hold the
-    /// [`Writer`](crate::Writer).
+    /// [`Writer`](crate::Writer). Does not wait for replicas, as [`Database::drop_unconfirmed`].
     ///
     /// # Errors
     /// `StaleSnapshot` if the newest position is not `at`; else as [`Database::import`].
-    pub fn replace(&self, at: Pos, source: &mut dyn Read) -> Result<Pos> {
+    pub fn replace(&self, at: Pos, source: &mut dyn Read) -> Result<(Pos, Option<Unconfirmed>)> {
         self.0.import(source, Some(at))
     }
 
@@ -315,4 +362,9 @@ impl Database {
     pub fn rewind(&self, to: Pos) -> Result<()> {
         self.0.rewind(to)
     }
+}
+
+/// Waits for replicas, if there is something to confirm.
+fn confirmed((pos, unconfirmed): (Pos, Option<Unconfirmed>)) -> Result<Pos> {
+    unconfirmed.map_or(Ok(pos), Unconfirmed::wait)
 }

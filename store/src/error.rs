@@ -33,6 +33,8 @@ pub enum ErrorKind {
     Mismatch,
     /// The wanted part of the log is gone; only a snapshot helps.
     Gone,
+    /// A transaction is committed here, but nobody can tell whether the cluster keeps it.
+    Unconfirmed,
     /// Waited too long.
     Timeout,
     /// The store is closed.
@@ -173,6 +175,28 @@ pub enum Error {
         /// The transaction waited for.
         wanted: litefs_ltx::Txid,
     },
+    /// The primary was asked for a commit, but whether it was made is not known.
+    #[error("whether the commit to database {db} was made is not known: {reason}")]
+    UnknownOutcome {
+        /// The database.
+        db: DbName,
+        /// Whose answer is missing, and why.
+        reason: String,
+    },
+    /// A transaction is in the log and published, and was not confirmed by replicas.
+    #[error(
+        "transaction {} of database {db} is committed on this node, but it is not known whether \
+         the cluster keeps it: {reason}",
+        pos.txid
+    )]
+    Unconfirmed {
+        /// The database.
+        db: DbName,
+        /// The position that the transaction led to.
+        pos: Pos,
+        /// Why it is not known.
+        reason: String,
+    },
     /// So much of a database that the cluster did not keep is kept already that no more is.
     #[error(
         "database {db} has diverged from the cluster {kept} times, and all of it is still kept: \
@@ -206,6 +230,7 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::BadRecord { .. } | Self::Mismatch { .. } => ErrorKind::Mismatch,
             Self::Gone { .. } => ErrorKind::Gone,
+            Self::Unconfirmed { .. } | Self::UnknownOutcome { .. } => ErrorKind::Unconfirmed,
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::TooManyDiverged { .. } => ErrorKind::Full,
             Self::Closed => ErrorKind::Closed,

@@ -188,10 +188,16 @@ impl WriteGate {
         Ok(())
     }
 
-    /// A commit that had passed is published or taken back.
+    /// A commit that had passed on this thread is published or taken back.
     pub(crate) fn leave(&self) {
-        PASSES.set(PASSES.get().saturating_sub(1));
+        self.detach();
         self.step_back();
+    }
+
+    /// A commit that had passed on this thread counts as past the gate until another one calls
+    /// [`WriteGate::step_back`].
+    pub(crate) fn detach(&self) {
+        PASSES.set(PASSES.get().saturating_sub(1));
     }
 
     /// Fails with [`Error::ReadOnly`] unless a commit to `db` is allowed now, or once a hold ends.
@@ -214,7 +220,8 @@ impl WriteGate {
         self.changed.notify_all();
     }
 
-    fn step_back(&self) {
+    /// One less is past the gate.
+    pub(crate) fn step_back(&self) {
         self.past.0.fetch_sub(1, Ordering::SeqCst);
         if self.is_held() || self.until.load(Ordering::SeqCst) == 0 {
             let _state = self.state.lock(); // whoever waits has looked, or has not looked yet

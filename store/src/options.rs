@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::filecache::FileCache;
-use crate::{Clock, OsStorage, Storage, SystemClock};
+use crate::{Clock, OsStorage, Replication, Storage, SystemClock};
 
 /// When a commit reaches the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +41,8 @@ pub struct Options {
     pub background: bool,
     /// The node's id in a new data directory. Default `None`: a random one.
     pub node_id: Option<u64>,
+    /// What commits need from other nodes. Default `None`: nothing.
+    pub replication: Option<Arc<dyn Replication>>,
     /// The file system. Default [`OsStorage`].
     pub storage: Arc<dyn Storage>,
     /// The time. Default [`SystemClock`].
@@ -58,6 +60,7 @@ impl Default for Options {
             open_files: FileCache::DEFAULT_CAP,
             background: true,
             node_id: None,
+            replication: None,
             storage: Arc::new(OsStorage),
             clock: Arc::new(SystemClock::new()),
         }

@@ -11,9 +11,10 @@ use crate::cache::PageCache;
 use crate::filecache::FileCache;
 use crate::gate::WriteGate;
 use crate::node_file::NodeFile;
+use crate::remote::Remote;
 use crate::tasks::Tasks;
 use crate::timing::Timings;
-use crate::{Clock, Error, Event, Options, Result, Storage};
+use crate::{Clock, DbName, Error, Event, Options, Result, Storage};
 
 type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
 
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     pub files: Arc<FileCache>,
     pub cache: PageCache,
     pub gate: WriteGate,
+    /// The way to write where the gate is closed, if there is one.
+    pub remote: RwLock<Option<Arc<dyn Remote>>>,
     pub tasks: Tasks,
     pub timings: Timings,
     pub node: Mutex<NodeFile>,
@@ -50,6 +53,7 @@ impl Shared {
             files: FileCache::new(options.storage.clone(), options.open_files),
             cache: PageCache::new(options.cache_size),
             gate: WriteGate::new(options.clock.clone()),
+            remote: RwLock::default(),
             tasks: Tasks::new(options.background),
             timings: Timings::default(),
             node_id: node.node_id,
@@ -73,6 +77,14 @@ impl Shared {
     /// A number that nothing else of this store has.
     pub(crate) fn next_id(&self) -> u64 {
         self.last_id.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The way to write a database through the primary, if this node may not commit itself.
+    pub(crate) fn remote_for(&self, db: &DbName) -> Option<Arc<dyn Remote>> {
+        if self.gate.is_open() {
+            return None;
+        }
+        self.remote.read().clone().filter(|remote| remote.offers(db))
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {

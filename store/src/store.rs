@@ -13,6 +13,7 @@ use crate::db::Db;
 use crate::error::IoContext;
 use crate::gate::WriteGate;
 use crate::node_file::{NODE_FILE, NodeFile};
+use crate::remote::Remote;
 use crate::shared::{Shared, Subscription};
 use crate::{
     Database, DbName, DirLock, Diverged, Durability, Error, Options, Result, Storage, Timings,
@@ -158,6 +159,18 @@ impl Store {
     /// Decides whether commits are allowed.
     pub fn gate(&self) -> &WriteGate {
         &self.0.shared.gate
+    }
+
+    /// True if clients may write any database here: this node may commit, or the primary does it
+    /// for them.
+    pub fn is_writable(&self) -> bool {
+        let shared = &self.0.shared;
+        shared.gate.is_open() || shared.remote.read().as_ref().is_some_and(|r| r.offers_all())
+    }
+
+    /// Lets this node's clients write through the primary, while the gate is closed.
+    pub fn set_remote(&self, remote: Option<Arc<dyn Remote>>) {
+        *self.0.shared.remote.write() = remote;
     }
 
     /// The store's monotonic clock, by which the gate measures deadlines.

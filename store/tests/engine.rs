@@ -525,7 +525,7 @@ fn content_is_replaced_only_over_the_one_that_it_was_made_from() {
     let newer = commit(&db, &[(2, 2)], 2);
     let error = db.replace(before, &mut file.as_slice()).unwrap_err();
     assert_eq!((error.kind(), db.pos()), (ErrorKind::StaleSnapshot, newer));
-    let pos = db.replace(newer, &mut file.as_slice()).unwrap();
+    let (pos, _) = db.replace(newer, &mut file.as_slice()).unwrap();
     assert_eq!((pos.txid, db.page_size().unwrap().get()), (newer.txid.next(), 1024));
     assert_eq!(export(&db), file, "the bytes are kept as they are");
 }

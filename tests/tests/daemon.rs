@@ -1,6 +1,8 @@
 //! The real binary, as an operator runs it: configuration files, signals, certificates, several
 //! processes.
 
+#[path = "support/access.rs"]
+mod access;
 #[path = "support/daemon.rs"]
 mod daemon;
 
@@ -158,7 +160,7 @@ fn an_address_that_others_reach_is_refused_without_certificates() {
     fs::write(&path, text.replace("addr: 127.0.0.1:", "addr: 0.0.0.0:")).unwrap();
     let output = litefs(&["mount", "--config", path.to_str().unwrap()]);
     let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert_eq!(output.status.code(), Some(2), "{error}");
     for needed in ["certs init", "certs issue", "ca:", "cert:", "key:", "tls.insecure"] {
         assert!(error.contains(needed), "{needed} is missing in {error}");
     }

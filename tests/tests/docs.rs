@@ -3,13 +3,21 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 14] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
-    "docs/monitoring.md",
     "fuzz/README.md",
+    "docs/concepts.md",
+    "docs/configuration.md",
+    "docs/guarantees.md",
+    "docs/migration.md",
+    "docs/monitoring.md",
+    "docs/operations.md",
+    "docs/quickstart-cluster.md",
+    "docs/quickstart-mount.md",
+    "docs/quickstart-vfs.md",
 ];
 
 fn root() -> &'static Path {

@@ -1,10 +1,16 @@
 //! A write transaction: the store's writer, and the file as SQLite believes to have written it.
 
-use litefs_store::{Database, Durability, PageSize, Pgno, Pos, Snapshot, Writer};
+use std::time::Duration;
+
+use litefs_store::{Database, Durability, PageSize, Pgno, Pos, Snapshot, Unconfirmed, Writer};
 
 use crate::errors::Failure;
 use crate::ffi::{SQLITE_CORRUPT, SQLITE_IOERR};
 use crate::header::{self, HEADER_LEN};
+
+/// How long a write transaction waits at once for the primary to let this node write; then SQLite's
+/// busy handler decides.
+const REACH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The changes of one write transaction (or of several, one after the other, in
 /// `locking_mode=EXCLUSIVE`).
@@ -23,6 +29,7 @@ pub(crate) struct Change {
 impl Change {
     /// Takes the database's writer; `snapshot` must be the newest.
     pub(crate) fn begin(db: &Database, snapshot: &Snapshot) -> litefs_store::Result<Self> {
+        db.reach(REACH_TIMEOUT)?;
         let writer = db.begin_write(snapshot)?;
         let mut change = Self { writer, page_size: None, pages: 0, touched: false, prepared: None };
         change.rebase(snapshot);
@@ -157,6 +164,11 @@ impl Change {
         self.prepared.take()?;
         self.touched = false;
         Some(self.writer.publish())
+    }
+
+    /// What was published and may not be acknowledged yet.
+    pub(crate) fn take_unconfirmed(&mut self) -> Option<Unconfirmed> {
+        self.writer.take_unconfirmed()
     }
 
     /// After a publish: the state to which the next transaction is a change.

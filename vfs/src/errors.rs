@@ -45,7 +45,13 @@ fn code_of(kind: ErrorKind) -> c_int {
         ErrorKind::Full => SQLITE_FULL,
         ErrorKind::Corrupt => SQLITE_CORRUPT,
         ErrorKind::NotFound | ErrorKind::Invalid => SQLITE_CANTOPEN,
-        ErrorKind::Io | ErrorKind::Mismatch | ErrorKind::Gone | ErrorKind::Closed => SQLITE_IOERR,
+        // Of an unconfirmed transaction too: it drops its cache, and programs take it for an
+        // unknown outcome.
+        ErrorKind::Io
+        | ErrorKind::Unconfirmed
+        | ErrorKind::Mismatch
+        | ErrorKind::Gone
+        | ErrorKind::Closed => SQLITE_IOERR,
     }
 }
 

@@ -437,12 +437,7 @@ unsafe extern "C" fn file_control(file: *mut sqlite3_file, op: c_int, arg: *mut 
         // SAFETY: the contract.
         SQLITE_FCNTL_SYNC => unsafe { on_file(file, MainFile::prepare) },
         // SAFETY: the contract.
-        SQLITE_FCNTL_COMMIT_PHASETWO => unsafe {
-            on_file(file, |file| {
-                file.publish();
-                Ok(())
-            })
-        },
+        SQLITE_FCNTL_COMMIT_PHASETWO => unsafe { on_file(file, MainFile::publish) },
         // SAFETY: the contract: the argument is an array of three texts, the first for an answer.
         SQLITE_FCNTL_PRAGMA => guard(SQLITE_NOTFOUND, || unsafe { pragma(file, arg.cast()) }),
         // SAFETY: the contract: the argument points to a place for one int, text or pointer.

@@ -24,6 +24,10 @@ use crate::locks::{Lock, LockKind, LockTable, Owner, Range, bytes};
 /// How long requests may be parked at first, until readers of the old state are done.
 pub(super) const FIRST_PATIENCE: Duration = Duration::from_millis(20);
 
+/// How long a lock request waits for the primary to let this node write; then the client's own
+/// patience decides.
+const REACH_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct Access {
@@ -163,15 +167,41 @@ impl Access {
 
 /// True if the lock makes its owner one who may write.
 fn asks_to_write(part: Part, lock: &Lock) -> bool {
+    makes_writer(part, lock.range, lock.kind)
+}
+
+fn makes_writer(part: Part, range: Range, kind: LockKind) -> bool {
     let byte = match part {
         Part::Main => bytes::RESERVED,
         Part::Shm => bytes::WRITE,
         Part::Journal | Part::Wal => return false,
     };
-    lock.kind == LockKind::Write && lock.range.contains(byte)
+    kind == LockKind::Write && range.contains(byte)
 }
 
 impl MountedDb {
+    /// True if the lock makes its owner a writer for whom the primary must be asked.
+    pub(crate) fn must_reach(&self, part: Part, range: Range, kind: LockKind) -> bool {
+        makes_writer(part, range, kind) && self.is_remote()
+    }
+
+    /// Asks the primary for the right to write before a lock that makes its owner a writer: while
+    /// that takes time, nothing of the database is locked. If the primary refuses, the lock is
+    /// granted all the same, as on any node that may not write.
+    pub(crate) fn reach_to_write(&self, part: Part, range: Range, kind: LockKind) -> Result<()> {
+        if !self.must_reach(part, range, kind) || self.main.read().writer.is_some() {
+            return Ok(());
+        }
+        match self.database.reach(REACH_TIMEOUT) {
+            Err(error) if error.kind() == ErrorKind::Busy => Err(Errno::EAGAIN),
+            Err(error) => {
+                tracing::warn!(db = %self.name(), "cannot write through the primary: {error}");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
     pub(super) fn take_lock(&self, part: Part, lock: Lock, reply: LockReply) {
         let mut access = self.access.lock();
         if !self.is_removed() && access.must_wait(part, &lock) {
@@ -204,7 +234,7 @@ impl MountedDb {
             return Err(Errno::EAGAIN);
         }
         if asks_to_write(part, &lock) {
-            self.begin_writing()?;
+            self.begin_writing(part)?;
         }
         let had_writer = access.has_writer();
         if let Some(table) = access.table_mut(part) {
@@ -218,7 +248,10 @@ impl MountedDb {
     /// Takes the store's writer. A node that may not write grants the lock all the same: SQLite
     /// also takes it to read (recovery of the wal-index), and reports a refusal of the write that
     /// follows far better than one of the lock.
-    fn begin_writing(&self) -> Result<()> {
+    ///
+    /// So does one whose writer is somebody else's, to who finds no valid wal-index: it wants to
+    /// rebuild it, and would take a refusal for a broken lock ("locking protocol").
+    fn begin_writing(&self, part: Part) -> Result<()> {
         if self.is_removed() {
             return Ok(()); // the write itself is refused
         }
@@ -229,6 +262,7 @@ impl MountedDb {
         match self.database.begin_write(main.tip()) {
             Ok(writer) => main.writer = Some(writer),
             Err(error) => match error.kind() {
+                ErrorKind::Busy if part == Part::Shm && self.lacks_index() => {}
                 ErrorKind::Busy => return Err(Errno::EAGAIN),
                 ErrorKind::StaleSnapshot => {
                     self.nudge();
@@ -264,13 +298,13 @@ impl MountedDb {
     /// The last lock that lets anybody write is gone. What is not committed is rolled back; what
     /// is committed in the WAL must be in the wal-index, or SQLite would write over it.
     fn end_writing(&self, access: &mut Access, gone: bool) {
-        let committed = {
+        let (committed, unindexed) = {
             let mut wal = self.wal.lock();
-            wal.end_transaction();
-            wal.committed_frames()
+            let unindexed = wal.end_transaction();
+            (wal.committed_frames(), unindexed)
         };
         let stale = self.abandon_transaction();
-        let indexed = self.shows_frames(committed, gone);
+        let indexed = self.shows_frames(committed, gone || unindexed);
         if stale.is_empty() && indexed {
             return;
         }

@@ -19,11 +19,11 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use litefs_store::{DbName, Event, Subscription};
+use litefs_store::{DbName, Event, Pos, Subscription};
 
 use super::access::FIRST_PATIENCE;
 use super::main_file::Extent;
-use super::{LockReply, MountedDb, Shared};
+use super::{LockReply, MountedDb, OnShown, Shared};
 use crate::shm;
 
 /// The longest time that requests are parked.
@@ -218,6 +218,9 @@ impl MountedDb {
             access.not_before = None;
             drop(access);
             self.unpark();
+            if let Some(OnShown(on_shown)) = self.shared.on_shown.get() {
+                on_shown(self.name());
+            }
             // The store may have moved again, without another nudge if that came before.
             return self.is_behind().then_some(now);
         }
@@ -262,6 +265,11 @@ impl MountedDb {
             tracing::info!(db = %self.name(), "a client went away in a commit; the next one rebuilds the wal-index");
             self.write_shm_header(&[0; shm::HEAD_LEN]);
         }
+    }
+
+    /// The position that clients see.
+    pub(crate) fn shown_position(&self) -> Pos {
+        self.main.read().tip().pos()
     }
 
     fn is_behind(&self) -> bool {

@@ -22,8 +22,8 @@ mod wal_file;
 use std::collections::HashMap;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use fuser::Errno;
@@ -37,6 +37,7 @@ use self::rollback::Journal;
 pub(crate) use self::rollback::commit_together;
 use self::shm_file::Shm;
 use self::wal_file::Wal;
+use crate::committing::answer_later;
 use crate::errno;
 use crate::kernel::Kernel;
 use crate::locks::{Lock, Owner, Range};
@@ -88,7 +89,18 @@ pub(crate) struct Shared {
     pub passthrough: AtomicBool,
     /// The databases that were looked at, by name; not those that were removed.
     pub mounted: RwLock<HashMap<DbName, Arc<MountedDb>>>,
+    /// Hears of databases that show what they learned elsewhere.
+    pub on_shown: OnceLock<OnShown>,
     nudges: advance::Nudges,
+}
+
+/// Called on the mover's thread: it must be quick.
+pub(crate) struct OnShown(pub Box<dyn Fn(&DbName) + Send + Sync>);
+
+impl std::fmt::Debug for OnShown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnShown")
+    }
 }
 
 impl Shared {
@@ -99,6 +111,7 @@ impl Shared {
             kernel: Kernel::default(),
             passthrough: AtomicBool::new(false),
             mounted: RwLock::default(),
+            on_shown: OnceLock::new(),
             nudges: advance::Nudges::default(),
         }
     }
@@ -324,6 +337,16 @@ impl MountedDb {
         self.shared.store.durability() == Durability::Full
     }
 
+    /// True if clients may write it here.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.database.is_writable()
+    }
+
+    /// True if the primary has to be asked before and after each transaction that writes.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.database.is_remote()
+    }
+
     /// True once the database was removed by `rm`: its name may be another's.
     pub(crate) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
@@ -331,8 +354,9 @@ impl MountedDb {
 
     fn remove(&self) -> Result<()> {
         if self.main.read().tip().page_count() > 0 {
-            self.database.drop_database().map_err(|e| errno::of(&e))?;
-        } else if !self.shared.store.gate().is_open() {
+            let (_, unconfirmed) = self.database.drop_unconfirmed().map_err(|e| errno::of(&e))?;
+            answer_later(unconfirmed);
+        } else if !self.is_writable() {
             return Err(Errno::EACCES);
         }
         self.removed.store(true, Ordering::Release);

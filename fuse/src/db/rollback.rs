@@ -31,6 +31,7 @@ use litefs_store::{Durability, PageSize, Pgno, Pos};
 use super::advance::announcing_own_commit;
 use super::main_file::{Change, Extent, MainFile, merge};
 use super::{MountedDb, Part, Result};
+use crate::committing::answer_later;
 use crate::errno;
 use crate::journal;
 
@@ -294,7 +295,8 @@ impl MountedDb {
         main.writer = None; // and with it the pages, which were copied
         let replaced = announcing_own_commit(|| self.database.replace(at, &mut content));
         match replaced {
-            Ok(pos) => {
+            Ok((pos, unconfirmed)) => {
+                answer_later(unconfirmed);
                 let cut_later = main.change.take().is_some_and(|change| change.len > main.len());
                 main.forget_counter();
                 main.ended += 1;
@@ -363,6 +365,7 @@ impl MountedDb {
             return;
         };
         let pos = announcing_own_commit(|| writer.publish());
+        answer_later(writer.take_unconfirmed());
         main.ended += 1;
         if change.written.contains(&Pgno::FIRST) {
             main.forget_counter();

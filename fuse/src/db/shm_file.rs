@@ -102,6 +102,11 @@ impl MountedDb {
         shm.max_frame() == Some(committed)
     }
 
+    /// True if clients have to rebuild the wal-index before they can read.
+    pub(super) fn lacks_index(&self) -> bool {
+        self.shared.passthrough.load(Ordering::Relaxed) && self.shm.lock().max_frame().is_none()
+    }
+
     /// Writes over the wal-index's header, if clients have made one. On the mover's thread, with
     /// no client in a transaction.
     pub(super) fn write_shm_header(&self, header: &[u8]) {

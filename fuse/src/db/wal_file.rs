@@ -17,6 +17,7 @@ use litefs_store::{Durability, Pgno};
 use super::advance::announcing_own_commit;
 use super::main_file::MainFile;
 use super::{MountedDb, Result};
+use crate::committing::answer_later;
 use crate::errno;
 use crate::wal::{Chain, Commit, FRAME_HEAD_LEN, WalHeader};
 
@@ -34,6 +35,8 @@ pub(crate) struct Wal {
     /// The writer of the last of them has not given its lock back: it may yet sync the WAL, and
     /// take that for the end of its commit.
     unanswered: bool,
+    /// That writer was told that its commit failed, so it is not in the wal-index.
+    unindexed: bool,
     /// Why the last transaction was refused. The kernel may hide that from the client: it cuts
     /// writes into pieces, and if the second one fails, the client only learns how much was
     /// written, and tries the rest again. That must not succeed.
@@ -97,9 +100,11 @@ impl Wal {
     }
 
     /// No writer is left: nothing of the last transaction follows.
-    pub(super) fn end_transaction(&mut self) {
+    /// True if the wal-index may lack what is committed.
+    pub(super) fn end_transaction(&mut self) -> bool {
         self.refused = None;
         self.unanswered = false;
+        std::mem::take(&mut self.unindexed)
     }
 
     /// A refusal holds until the next transaction, which begins with a header or where the
@@ -230,9 +235,12 @@ impl MountedDb {
             tracing::warn!(db = %self.name(), %error, "a transaction was not committed");
             errno::of(&error)
         })?;
+        let is_remote = writer.is_remote();
         let pos = announcing_own_commit(|| writer.publish());
+        answer_later(writer.take_unconfirmed());
         wal.commits += 1;
-        wal.unanswered = true;
+        // What the primary has made is durable, whatever becomes of this node.
+        wal.unanswered = !is_remote;
         if !main.move_tip(&self.database, pos) {
             self.nudge();
         }
@@ -296,8 +304,22 @@ impl MountedDb {
         }
         if unanswered && !self.shared.store.gate().is_open() {
             tracing::warn!(db = %self.name(), "the right to write ended while a commit was synced");
+            self.commit_not_answered();
             return Err(Errno::EIO);
         }
         Ok(())
+    }
+
+    /// A transaction is committed and published, and its client learns that it failed.
+    pub(crate) fn commit_not_answered(&self) {
+        let mut wal = self.wal.lock();
+        if wal.unanswered {
+            // The rest of a write that the kernel cut into pieces must not succeed.
+            wal.refused = Some(Errno::EIO);
+            wal.unindexed = true;
+        } else {
+            drop(wal);
+            self.forget_name_later("-journal");
+        }
     }
 }

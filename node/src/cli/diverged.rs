@@ -11,9 +11,10 @@ use hyper::body::Bytes;
 use litefs_ltx::{Decoder, Pgno};
 use litefs_store::{Diverged, OsStorage};
 
-use super::client::{Client, read_text};
+use super::client::read_text;
 use super::export::{directory_of, new_file, put_in_place};
-use super::{CliError, CliResult, DEFAULT_URL};
+use super::node_args::NodeArgs;
+use super::{CliError, CliResult};
 use crate::http::{DivergedInfo, Info};
 
 /// Where a node keeps its data.
@@ -22,9 +23,8 @@ pub(super) struct Place {
     /// The data directory; without it, the node that runs here is asked where it is
     #[arg(long, value_name = "DIR")]
     pub(super) data_dir: Option<PathBuf>,
-    /// The node's HTTP address
-    #[arg(long, default_value = DEFAULT_URL, conflicts_with = "data_dir")]
-    pub(super) url: String,
+    #[command(flatten)]
+    pub(super) node: NodeArgs,
 }
 
 impl Place {
@@ -35,18 +35,18 @@ impl Place {
                 false => Err(super::no_data_dir(dir)),
             };
         }
-        let client = Client::new(&self.url)?;
+        let client = self.node.client()?;
         let text = client.block_on(async {
             read_text(client.send("GET", "/info", None, Empty::<Bytes>::new()).await?).await
         })?;
         let info: Info = serde_json::from_str(&text)
-            .map_err(|e| CliError::new(format!("{} is no litefs node: {e}", self.url)))?;
+            .map_err(|e| CliError::new(format!("{} is no litefs node: {e}", client.url())))?;
         let dir = PathBuf::from(info.path);
         match dir.join("node.json").is_file() {
             true => Ok(dir),
             false => Err(CliError::new(format!(
                 "the node at {} has its data in {}, which is not here: type this on its host",
-                self.url,
+                client.url(),
                 dir.display()
             ))),
         }

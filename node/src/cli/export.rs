@@ -33,7 +33,7 @@ pub(super) fn run(args: &ExportArgs) -> CliResult {
         new_file(dir).map_err(CliError::during(format!("cannot write to {}", dir.display())))?;
     match &args.target.data_dir {
         Some(data_dir) => copy(data_dir, &name, &mut file)?,
-        None => download(&args.target.url, &name, &mut file)?,
+        None => download(&args.target.node.client()?, &name, &mut file)?,
     }
     let bytes = file.as_file().metadata()?.len();
     put_in_place(file, &args.path)
@@ -58,8 +58,7 @@ fn copy(data_dir: &Path, name: &DbName, file: &mut NamedTempFile) -> CliResult {
     Ok(())
 }
 
-fn download(url: &str, name: &DbName, file: &mut NamedTempFile) -> CliResult {
-    let client = Client::new(url)?;
+fn download(client: &Client, name: &DbName, file: &mut NamedTempFile) -> CliResult {
     client.block_on(async {
         let path = format!("/export?name={}", query_value(name.as_str()));
         let response = client.send("GET", &path, None, Empty::<Bytes>::new()).await?;
@@ -133,7 +132,7 @@ mod tests {
         let args = ExportArgs {
             target: Target {
                 name: "a.db".into(),
-                url: super::super::DEFAULT_URL.into(),
+                node: super::super::node_args::NodeArgs::default(),
                 data_dir: Some(dir.path().join("no-such-directory")),
             },
             path: path.clone(),

@@ -1,54 +1,75 @@
-//! `import`: a SQLite file becomes a database of the cluster.
+//! `import`: a SQLite file becomes a database of the cluster; or a LiteFS data directory, a node's.
 
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use http_body_util::{Empty, StreamBody};
 use hyper::body::{Bytes, Frame};
+use litefs_store::DbName;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::client::{Client, query_value, read_text};
+use super::node_args::NodeArgs;
 use super::progress::{self, Counted};
 use super::source::Source;
-use super::{CliError, CliResult, Target, open_data_dir, parse_name};
+use super::{CliError, CliResult, litefs_data, open_data_dir, parse_name};
 use crate::http::Info;
 
 const CHUNK: usize = 256 << 10;
 
 #[derive(Args)]
 pub(super) struct ImportArgs {
+    /// The database's name; with --litefs-data, only that one
+    #[arg(long, required_unless_present = "litefs_data")]
+    name: Option<String>,
     #[command(flatten)]
-    target: Target,
+    node: NodeArgs,
+    /// Open this data directory instead of asking a node
+    #[arg(long, value_name = "DIR", conflicts_with = "url")]
+    data_dir: Option<PathBuf>,
+    /// Take over all databases of this LiteFS data directory into --data-dir, which is made if it is
+    /// missing; nothing in DIR is changed, and LiteFS must be stopped
+    #[arg(long, value_name = "DIR", requires = "data_dir", conflicts_with = "path")]
+    litefs_data: Option<PathBuf>,
     /// The SQLite file; it may be in use
-    path: PathBuf,
+    #[arg(required_unless_present = "litefs_data")]
+    path: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &ImportArgs) -> CliResult {
-    let name = parse_name(&args.target.name)?;
-    let source = Source::open(&args.path)?;
+    let name = args.name.as_deref().map(parse_name).transpose()?;
+    match (&args.litefs_data, &args.data_dir, &args.path, name) {
+        (Some(from), Some(to), _, name) => litefs_data::run(from, to, name.as_ref()),
+        (_, data_dir, Some(path), Some(name)) => {
+            import_file(data_dir.as_deref(), &args.node, path, &name)
+        }
+        _ => Err(CliError::new("give --name and a file, or --litefs-data and --data-dir")),
+    }
+}
+
+fn import_file(data_dir: Option<&Path>, node: &NodeArgs, path: &Path, name: &DbName) -> CliResult {
+    let source = Source::open(path)?;
     let bar = progress::bytes(source.len(), "importing");
     let len = source.len();
-    let source = Counted::new(source, &bar);
-    match &args.target.data_dir {
+    let mut source = Counted::new(source, &bar);
+    match data_dir {
         Some(dir) => {
             let store = open_data_dir(dir)?;
-            let mut source = source;
-            store.create(&name)?.import(&mut source)?;
+            store.create(name)?.import(&mut source)?;
             store.close()?;
         }
-        None => upload(&args.target.url, name.as_str(), source, len)?,
+        None => upload(&node.client()?, name.as_str(), source, len)?,
     }
     bar.finish_and_clear();
-    println!("imported {} as {name} ({len} bytes)", args.path.display());
+    println!("imported {} as {name} ({len} bytes)", path.display());
     Ok(())
 }
 
-fn upload(url: &str, name: &str, source: impl Read + Send + 'static, len: u64) -> CliResult {
-    let client = Client::new(url)?;
+fn upload(client: &Client, name: &str, source: impl Read + Send + 'static, len: u64) -> CliResult {
     client.block_on(async {
-        require_primary(&client).await?;
+        require_primary(client).await?;
         let (sender, receiver) = mpsc::channel(2);
         let reader = tokio::task::spawn_blocking(move || send_chunks(source, &sender));
         let body = StreamBody::new(ReceiverStream::new(receiver));

@@ -257,6 +257,7 @@ fn table<const N: usize>(rows: &[[String; N]], tsv: bool) -> String {
 mod tests {
     use litefs_ltx::{Checksum, Encoder, Header, PageSize, Pgno, page_checksum};
 
+    use super::super::node_args::NodeArgs;
     use super::*;
 
     /// The tiny snapshot of FORMAT §19, with the timestamp given there.
@@ -286,7 +287,7 @@ mod tests {
     }
 
     fn files(names: &[&Path]) -> Input {
-        let place = Place { data_dir: None, url: String::new() };
+        let place = Place { data_dir: None, node: NodeArgs::default() };
         let files = names.iter().map(|p| p.into()).collect();
         Input { files, place, name: None, diverged: false }
     }

@@ -10,8 +10,9 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 
 use super::client::{Client, read_text};
-use super::{CliError, CliResult, DEFAULT_URL};
-use crate::http::{DatabaseInfo, Info, LeaseInfo};
+use super::node_args::NodeArgs;
+use super::{CliError, CliResult};
+use crate::http::{DatabaseInfo, Info, LeaseInfo, ReplicationInfo};
 
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -20,9 +21,8 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 
 #[derive(Args)]
 pub(super) struct StatusArgs {
-    /// The node's HTTP address
-    #[arg(long, default_value = DEFAULT_URL)]
-    url: String,
+    #[command(flatten)]
+    node: NodeArgs,
     /// Print the node's answer as it is
     #[arg(long)]
     json: bool,
@@ -32,16 +32,16 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn run(args: &StatusArgs) -> CliResult {
-    let client = Client::new(&args.url)?;
+    let client = args.node.client()?;
     if args.watch {
-        return watch(&client, &args.url);
+        return watch(&client, client.url());
     }
     let text = ask(&client)?;
     if args.json {
         println!("{}", text.trim_end());
         return Ok(());
     }
-    print!("{}", render(&parse(&text, &args.url)?, None));
+    print!("{}", render(&parse(&text, client.url())?, None));
     Ok(())
 }
 
@@ -125,6 +125,9 @@ fn render(info: &Info, rates: Option<&Rates>) -> String {
         let (node, name, addr) = (&replica.node, &replica.hostname, &replica.addr);
         line("replica", &format!("{node} {name} {addr}, {lag}, {behind} transactions behind"));
     }
+    if let Some(replication) = &info.replication {
+        line("commits", &commits(replication));
+    }
     if !info.databases.is_empty() {
         out.push('\n');
         out.push_str(&table(info, rates));
@@ -146,6 +149,24 @@ fn lease(lease: &LeaseInfo, candidate: bool) -> String {
     }
     if !lease.reason.is_empty() {
         let _ = write!(text, ": {}", lease.reason);
+    }
+    if let Some(trouble) = &lease.trouble {
+        let _ = write!(text, "\n          {trouble}");
+    }
+    text
+}
+
+/// What commits wait for.
+fn commits(replication: &ReplicationInfo) -> String {
+    let mut text = replication.mode.clone();
+    if !replication.sync_set.is_empty() {
+        text += &format!(", confirmed by {}", replication.sync_set.join(", "));
+    }
+    if replication.fallen_back {
+        text += ", acknowledged without replicas, which did not confirm in time";
+    }
+    if replication.waiting > 0 {
+        text += &format!(", {} wait", replication.waiting);
     }
     text
 }
@@ -224,6 +245,8 @@ mod tests {
             "disconnected":"no answer",
             "lease":{{"type":"consul","role":"candidate","epoch":7,"reason":"waiting",
             "rightLeftMs":900}},
+            "replication":{{"mode":"sync","syncSet":["00000000000000CD"],"fallenBack":false,
+            "waiting":2}},
             "replicas":[{{"node":"00000000000000CD","hostname":"n2","addr":"10.0.0.2:1",
             "lagMs":12,"unacknowledgedTransactions":3}}],
             "databases":{{"a.db":{{"position":"{txid:016x}/8000000000000001","pageCount":3,
@@ -245,6 +268,7 @@ mod tests {
              no candidate: waiting",
             "link      no connection to the primary: no answer",
             "not in sync yet",
+            "sync, confirmed by 00000000000000CD, 2 wait",
             "replica   00000000000000CD n2 10.0.0.2:1, lag 12 ms, 3 transactions behind",
             "0000000000000002/8000000000000001",
             "a.db: quarantined, served to nobody: page 2",

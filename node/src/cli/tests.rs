@@ -13,7 +13,7 @@ use crate::http::tests::{Fixture, change_page, count_rows, replica, sqlite_file}
 fn command(args: &[&str]) -> Result<(), String> {
     let words = ["litefs-node"].iter().chain(args);
     let cli = Cli::try_parse_from(accept_single_dashes(words.map(OsString::from)));
-    execute(cli.map_err(|e| e.to_string())?.command).map_err(|e| e.0)
+    execute(cli.map_err(|e| e.to_string())?.command).map(|_| ()).map_err(|e| e.0)
 }
 
 /// The same from within a test's runtime: commands have their own.
@@ -39,6 +39,56 @@ fn the_definition_is_sound() {
 fn a_node_and_a_directory_are_not_asked_at_once() {
     let args = ["x", "export", "--name", "a", "--url", "http://h:1", "--data-dir", "d", "o"];
     assert!(parse(&args).is_err());
+}
+
+#[test]
+fn a_configuration_is_checked_with_its_line_and_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("litefs.yml");
+    let check = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        execute(parse(&["x", "config", "check", path.to_str().unwrap()]).unwrap().command)
+    };
+    assert_eq!(check(crate::Config::EXAMPLE).unwrap(), 0);
+    let error = check("data:\n  dri: /x\n").unwrap_err();
+    assert_eq!(error.1, 2);
+    assert!(error.0.contains("litefs.yml:2: unknown key"), "{}", error.0);
+    std::fs::remove_file(&path).unwrap();
+    let missing =
+        execute(parse(&["x", "mount", "-config", path.to_str().unwrap()]).unwrap().command);
+    assert_eq!(missing.unwrap_err().1, 2);
+}
+
+#[test]
+fn every_flag_of_litefs_is_taken_with_one_dash() {
+    for line in [
+        "mount -config F -no-expand-env -skip-unmount -fuse.debug -debug -tracing -- app -x --y",
+        "run -url http://localhost:20202 -promote -if-candidate -v -- app -promote",
+        "run -with-halt-lock-on /litefs/db -- app",
+        "import -url http://localhost:20202 -name db /tmp/db",
+        "export -url http://localhost:20202 -name db /tmp/db",
+        "version",
+    ] {
+        let words = ["litefs-node"].into_iter().chain(line.split(' ')).collect::<Vec<_>>();
+        let parsed = parse(&words);
+        assert!(parsed.is_ok(), "{line}: {}", parsed.err().unwrap());
+    }
+    let Command::Mount(_) = parse(&["x", "mount"]).unwrap().command else { panic!("mount") };
+    assert!(parse(&["x", "run", "-promote", "-with-halt-lock-on", "d", "--", "a"]).is_err());
+    assert!(parse(&["x", "run", "-promote"]).is_err(), "a program is needed");
+}
+
+#[test]
+fn manual_pages_are_written_for_each_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man1");
+    command(&["man", pages.to_str().unwrap()]).unwrap();
+    for (page, needed) in
+        [("litefs-node.1", "litefs\\-node\\-mount(1)"), ("litefs-node-run.1", "with\\-halt")]
+    {
+        let text = std::fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(needed), "{page}: {text}");
+    }
 }
 
 #[tokio::test]

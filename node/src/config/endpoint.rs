@@ -94,6 +94,23 @@ pub fn parse_listen_addr(text: &str) -> Result<SocketAddr, ConfigError> {
     chosen.copied().ok_or_else(|| bad(format!("{host} has no address")))
 }
 
+/// Reads where an application listens: `HOST:PORT`, or `:PORT` on this host.
+pub(super) fn parse_target(text: &str) -> Result<Endpoint, ConfigError> {
+    match split_host_port(text) {
+        Some(("", port)) if port > 0 => Ok(Endpoint::new("localhost", port)),
+        Some((host, port)) if port > 0 && is_host(host) => Ok(Endpoint::new(host, port)),
+        _ => Err(ConfigError::new(format!(
+            "{text:?} is not where an application listens: write it like localhost:8081"
+        ))),
+    }
+}
+
+/// True for an IPv6 address and for what may stand between `//` and `:` in a URL.
+fn is_host(host: &str) -> bool {
+    let in_name = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    host.parse::<Ipv6Addr>().is_ok() || host.chars().all(in_name)
+}
+
 /// Splits `host:port` or `[v6]:port`; `None` if there is no port or it is no number.
 fn split_host_port(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
@@ -131,6 +148,17 @@ mod tests {
             "ftp://db1:1",
         ] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_a_host_and_a_port() {
+        let parse = |text| parse_target(text).map(|target| target.to_string());
+        assert_eq!(parse("localhost:8081").unwrap(), "http://localhost:8081");
+        assert_eq!(parse(":8081").unwrap(), "http://localhost:8081");
+        assert_eq!(parse("[::1]:80").unwrap(), "http://[::1]:80");
+        for bad in ["", "8081", "app", "app:0", "http://app:80", "a/b:80", "u@app:80", "a b:1"] {
+            assert!(parse(bad).is_err(), "{bad}");
         }
     }
 

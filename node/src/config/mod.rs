@@ -5,7 +5,14 @@
 
 mod consul;
 mod endpoint;
+mod exec;
 mod expand;
+mod find;
+mod proxy;
+#[cfg(test)]
+mod reference_tests;
+mod replication;
+mod token;
 mod units;
 mod yaml;
 
@@ -17,6 +24,10 @@ use litefs_store::{DbName, Durability};
 
 pub use consul::{ConsulConfig, ConsulUrl};
 pub use endpoint::{Endpoint, parse_listen_addr};
+pub use exec::{ExecCommand, ExecConfig};
+pub use proxy::{PathPattern, PrimaryRedirect, ProxyConfig};
+pub use replication::{Bounds, OnTimeout, ReplicationMode, SYNC_REPLICAS_MAX, SyncSettings};
+pub use token::Token;
 pub use units::{parse_duration, parse_size};
 
 use crate::tls::{TlsConfig, TlsFiles};
@@ -41,14 +52,22 @@ impl ConfigError {
 pub struct Config {
     /// The data directory and how commits and the log are kept.
     pub data: DataConfig,
+    /// The programs that run beside the node; for the daemon only.
+    pub exec: ExecConfig,
     /// The mount for other programs.
     pub fuse: FuseConfig,
     /// Where the node listens.
     pub http: HttpConfig,
+    /// The HTTP proxy before the application; `None`: there is none.
+    pub proxy: Option<ProxyConfig>,
     /// How connections between nodes are protected.
     pub tls: TlsConfig,
     /// Who is primary.
     pub lease: LeaseConfig,
+    /// When a commit is acknowledged; the same on all nodes.
+    pub replication: ReplicationMode,
+    /// On a replica, writes are made through the primary. Default: false, they are refused.
+    pub forward_writes: bool,
     /// What is logged, and how.
     pub log: LogConfig,
     /// Keys that were accepted for LiteFS's sake but change nothing here; logged at start.
@@ -86,6 +105,9 @@ pub struct HttpConfig {
     /// Address of the HTTP API (TCP) and of replication (QUIC, UDP). Default `127.0.0.1:20202`.
     /// Port 0 lets the system choose.
     pub addr: SocketAddr,
+    /// The secret with which other hosts may use the API. `None`: a certificate of the cluster
+    /// is needed, or with `tls.insecure` nothing.
+    pub token: Option<Token>,
 }
 
 /// Section `lease`.
@@ -124,6 +146,19 @@ pub struct LogConfig {
     pub timestamp: bool,
     /// Log debug messages too.
     pub debug: bool,
+    /// A file for debug messages, whatever goes to stderr.
+    pub trace: Option<TraceConfig>,
+}
+
+/// Section `tracing`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// The file. What is full is kept beside it, with `.1`, `.2` and so on at its end.
+    pub path: PathBuf,
+    /// A file is full from so many bytes on. Default: 64 MB.
+    pub max_size: u64,
+    /// So many full files are kept. Default: 8.
+    pub max_count: usize,
 }
 
 /// How a log line is written.
@@ -145,8 +180,10 @@ impl Config {
                 retention: Duration::from_secs(600),
                 log_size: None,
             },
+            exec: ExecConfig::default(),
             fuse: FuseConfig::default(),
-            http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into() },
+            http: HttpConfig { addr: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(), token: None },
+            proxy: None,
             tls: TlsConfig { files: None, insecure: false },
             lease: LeaseConfig {
                 consul: None,
@@ -158,7 +195,9 @@ impl Config {
                 reconnect_delay: Duration::from_secs(1),
                 demote_delay: Duration::from_secs(10),
             },
-            log: LogConfig { format: LogFormat::Text, timestamp: false, debug: false },
+            replication: ReplicationMode::Async,
+            forward_writes: false,
+            log: LogConfig { format: LogFormat::Text, timestamp: false, debug: false, trace: None },
             notices: Vec::new(),
         }
     }
@@ -182,6 +221,15 @@ impl Config {
         yaml::parse(&text, &origin, env)
     }
 
+    /// The configuration that LiteFS would take: `./litefs.yml`, `~/litefs.yml` or
+    /// `/etc/litefs.yml`.
+    pub fn find_file() -> Result<PathBuf, ConfigError> {
+        find::find(std::env::var_os("HOME").map(PathBuf::from).as_deref(), &|path| path.exists())
+    }
+
+    /// A commented file with every key and its default.
+    pub const EXAMPLE: &str = include_str!("example.yml");
+
     /// Makes this node a replica of the primary at `url`, such as `http://10.0.0.1:20202`.
     pub fn replica_of(mut self, url: &str) -> Result<Self, ConfigError> {
         self.lease.candidate = false;
@@ -192,6 +240,12 @@ impl Config {
     /// Leaves it to Consul who is primary.
     pub fn with_consul(mut self, consul: ConsulConfig) -> Self {
         self.lease.consul = Some(consul);
+        self
+    }
+
+    /// Lets other hosts that know this secret use the HTTP API.
+    pub fn with_token(mut self, token: Token) -> Self {
+        self.http.token = Some(token);
         self
     }
 
@@ -207,6 +261,18 @@ impl Config {
         self
     }
 
+    /// Changes when a commit is acknowledged.
+    pub fn replicating(mut self, mode: ReplicationMode) -> Self {
+        self.replication = mode;
+        self
+    }
+
+    /// Puts the HTTP proxy before an application.
+    pub fn with_proxy(mut self, proxy: ProxyConfig) -> Self {
+        self.proxy = Some(proxy);
+        self
+    }
+
     /// Uses the certificates that `litefs-node certs` wrote.
     pub fn with_tls(mut self, files: TlsFiles) -> Self {
         self.tls.files = Some(files);
@@ -218,6 +284,8 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_lease()?;
         self.validate_mount()?;
+        self.replication.validate()?;
+        self.validate_proxy()?;
         if self.tls.insecure && self.tls.files.is_some() {
             return Err(ConfigError::new(
                 "tls.insecure: true contradicts tls.ca, tls.cert and tls.key: remove the one or \
@@ -230,17 +298,6 @@ impl Config {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Where the HTTP API listens: `http.addr`, or loopback at the same port when `http.addr` is
-    /// open to other hosts, because the API has no authentication yet; `tls.insecure: true`
-    /// opens it.
-    pub fn api_addr(&self) -> SocketAddr {
-        let addr = self.http.addr;
-        if is_loopback(addr.ip()) || self.tls.insecure {
-            return addr;
-        }
-        (Ipv4Addr::LOCALHOST, addr.port()).into()
     }
 
     /// The name under which clients know the primary (`lease.hostname` or its default); with
@@ -335,6 +392,21 @@ impl Config {
         Ok(())
     }
 
+    /// A proxy that asks itself would do so for ever.
+    fn validate_proxy(&self) -> Result<(), ConfigError> {
+        let Some(proxy) = &self.proxy else { return Ok(()) };
+        let own = [("proxy.addr", proxy.addr), ("http.addr", self.http.addr)];
+        let target = &proxy.target;
+        let mut own = own.iter().filter(|(_, addr)| addr.port() == target.port());
+        match own.find(|(_, addr)| target.is_loopback() || target.host() == addr.ip().to_string()) {
+            Some((key, addr)) => Err(ConfigError::new(format!(
+                "proxy.target {target} is {key} {addr}, this node itself: name the application \
+                 there"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// The setting through which other hosts reach this node, or it them.
     fn exposed_address(&self) -> Option<String> {
         if !is_loopback(self.http.addr.ip()) {
@@ -380,7 +452,6 @@ mod tests {
         let config = Config::new("/tmp/x");
         config.validate().unwrap();
         assert_eq!(config.http.addr, "127.0.0.1:20202".parse().unwrap());
-        assert_eq!(config.api_addr(), config.http.addr);
         assert!(config.lease.candidate);
     }
 
@@ -408,17 +479,15 @@ mod tests {
     }
 
     #[test]
-    fn certificates_or_insecure_open_the_address_but_not_the_api_alike() {
+    fn certificates_or_insecure_open_the_address() {
         let open = Config::new("/tmp/x").listen("0.0.0.0:7".parse().unwrap());
         let mut insecure = open.clone();
         insecure.tls.insecure = true;
         insecure.validate().unwrap();
-        assert_eq!(insecure.api_addr(), "0.0.0.0:7".parse().unwrap());
 
         let files = TlsFiles { ca: "a".into(), cert: "b".into(), key: "c".into() };
         let secure = open.with_tls(files);
         secure.validate().unwrap();
-        assert_eq!(secure.api_addr(), "127.0.0.1:7".parse().unwrap());
 
         let mut both = secure;
         both.tls.insecure = true;
@@ -488,6 +557,24 @@ mod tests {
         config.lease.promote = true;
         config.lease.candidate = false;
         assert!(config.validate().unwrap_err().to_string().contains("lease.candidate"));
+    }
+
+    #[test]
+    fn a_proxy_that_asks_itself_is_refused() {
+        let config = |addr: &str, target: &str| {
+            let proxy = ProxyConfig::new(addr.parse().unwrap(), target, "a.db").unwrap();
+            Config::new("/tmp/x").with_proxy(proxy).validate()
+        };
+        for (addr, target, key) in [
+            ("[::]:8080", "localhost:8080", "proxy.addr"),
+            ("10.0.0.1:80", "10.0.0.1:80", "proxy.addr"),
+            ("[::]:8080", "127.0.0.1:20202", "http.addr"),
+        ] {
+            let text = config(addr, target).unwrap_err().to_string();
+            assert!(text.contains(key) && text.contains("proxy.target"), "{text}");
+        }
+        config("[::]:8080", "localhost:8081").unwrap();
+        config("127.0.0.1:8080", "app:8080").unwrap();
     }
 
     #[test]

@@ -1,22 +1,25 @@
 //! `litefs.yml`: LiteFS's keys and ours, strictly.
 //!
 //! Every key of LiteFS is known. A key whose part this build does not serve is an error where
-//! ignoring it would break a promise (a child process, a proxy, a backup), and a
-//! notice where nothing is promised. Any other key is an error with its line and the closest
-//! known key. Ours are `tls.*`, `data.durability`, `data.log-size`, `lease.consul.fast-failover`
-//! and `lease.consul.ca`.
+//! ignoring it would break a promise (a backup), and a notice where nothing is promised. Any
+//! other key is an error with its line and the closest known key. Ours are `tls.*`,
+//! `replication.*`, `http.token`, `http.token-file`, `data.durability`, `data.log-size`,
+//! `proxy.primary-redirect`, `lease.consul.fast-failover` and `lease.consul.ca`.
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use litefs_store::{DbName, Durability};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_saphyr::{Error, Spanned};
 
+use super::exec::{self, RawExec};
+use super::proxy::RawProxy;
+use super::replication::RawReplication;
 use super::{
-    Config, ConfigError, ConsulConfig, LogFormat, expand, parse_duration, parse_listen_addr,
-    parse_size,
+    Config, ConfigError, ConsulConfig, LogFormat, Token, TraceConfig, expand, parse_duration,
+    parse_listen_addr, parse_size,
 };
 use crate::tls::TlsFiles;
 
@@ -45,13 +48,16 @@ pub(super) fn parse(text: &str, origin: &str, env: Env<'_>) -> Result<Config, Co
             refusals.0.iter().map(|(line, text)| at(*line, text).to_string()).collect();
         return Err(ConfigError::new(lines.join("\n")));
     }
-    let config = raw.into_config().map_err(|(line, message)| at(line, &message))?;
+    let mut config = raw.into_config(env).map_err(|(line, message)| at(line, &message))?;
+    if env.and_then(|lookup| lookup("LITEFS_CLOUD_TOKEN")).is_some_and(|token| !token.is_empty()) {
+        config.notices.push("LITEFS_CLOUD_TOKEN: this node writes no backups".to_owned());
+    }
     config.validate().map_err(|e| ConfigError::new(format!("{origin}: {e}")))?;
     Ok(config)
 }
 
 /// An error in a value: its line and what is wrong.
-type ValueError = (u64, String);
+pub(super) type ValueError = (u64, String);
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -59,12 +65,13 @@ struct Raw {
     exit_on_error: Option<bool>,
     skip_sync: Option<bool>,
     strict_verify: Option<bool>,
-    exec: Option<Spanned<IgnoredAny>>,
+    exec: Option<Spanned<RawExec>>,
     data: Option<RawData>,
     fuse: Option<RawFuse>,
     http: Option<RawHttp>,
     proxy: Option<RawProxy>,
     lease: Option<RawLease>,
+    replication: Option<RawReplication>,
     backup: Option<RawBackup>,
     log: Option<RawLog>,
     tracing: Option<RawTracing>,
@@ -94,36 +101,9 @@ struct RawFuse {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawHttp {
     addr: Option<Spanned<String>>,
+    token: Option<Spanned<String>>,
+    token_file: Option<Spanned<String>>,
     snapshot_timeout: Option<Spanned<String>>,
-}
-
-/// Only `target` switches the proxy on; the other keys are known so that their names are checked.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct RawProxy {
-    target: Option<Spanned<String>>,
-    #[serde(rename = "addr")]
-    _addr: Option<IgnoredAny>,
-    #[serde(rename = "db")]
-    _db: Option<IgnoredAny>,
-    #[serde(rename = "max-lag")]
-    _max_lag: Option<IgnoredAny>,
-    #[serde(rename = "debug")]
-    _debug: Option<IgnoredAny>,
-    #[serde(rename = "passthrough")]
-    _passthrough: Option<IgnoredAny>,
-    #[serde(rename = "always-forward")]
-    _always_forward: Option<IgnoredAny>,
-    #[serde(rename = "primary-redirect-timeout")]
-    _primary_redirect_timeout: Option<IgnoredAny>,
-    #[serde(rename = "read-timeout")]
-    _read_timeout: Option<IgnoredAny>,
-    #[serde(rename = "read-header-timeout")]
-    _read_header_timeout: Option<IgnoredAny>,
-    #[serde(rename = "write-timeout")]
-    _write_timeout: Option<IgnoredAny>,
-    #[serde(rename = "idle-timeout")]
-    _idle_timeout: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize, Default)]
@@ -179,21 +159,18 @@ struct RawLog {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawTracing {
     enabled: Option<bool>,
-    path: Option<Spanned<String>>,
-    #[serde(rename = "max-size")]
-    _max_size: Option<IgnoredAny>,
-    #[serde(rename = "max-count")]
-    _max_count: Option<IgnoredAny>,
-    #[serde(rename = "compress")]
-    _compress: Option<IgnoredAny>,
+    path: Option<PathBuf>,
+    max_size: Option<Spanned<u64>>,
+    max_count: Option<usize>,
+    compress: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawTls {
-    ca: Option<Spanned<PathBuf>>,
-    cert: Option<Spanned<PathBuf>>,
-    key: Option<Spanned<PathBuf>>,
+    ca: Option<Spanned<String>>,
+    cert: Option<Spanned<String>>,
+    key: Option<Spanned<String>>,
     insecure: Option<bool>,
 }
 
@@ -202,28 +179,11 @@ struct Refusals(Vec<(u64, String)>);
 
 impl Refusals {
     fn collect(&mut self, raw: &Raw) {
-        self.refuse(
-            raw.exec.as_ref(),
-            "exec: starting a program is not available in this build yet: remove exec and \
-             start it yourself",
-        );
-        let proxy = raw.proxy.as_ref().and_then(|p| filled(&p.target));
-        self.refuse(
-            proxy,
-            "proxy.target: the HTTP proxy is not available in this build yet: remove \
-             proxy.target",
-        );
         let backup = raw.backup.as_ref().and_then(|b| filled(&b.kind));
         self.refuse(
             backup,
-            "backup.type: backups are not available in this build yet: remove backup.type",
-        );
-        let tracing = raw.tracing.as_ref().filter(|t| t.enabled != Some(false));
-        let tracing = tracing.and_then(|t| filled(&t.path));
-        self.refuse(
-            tracing,
-            "tracing.path: the trace log is not available in this build: remove tracing.path; \
-             log.debug: true logs more",
+            "backup.type: this node writes no backups, and must not let you believe so: remove \
+             backup.type, and run `litefs-node export` at the times you choose",
         );
         let Some(lease) = raw.lease.as_ref().filter(|lease| lease.is_static()) else { return };
         let promote = lease.promote.as_ref().filter(|promote| promote.value);
@@ -238,7 +198,7 @@ impl Refusals {
 }
 
 /// The value, unless it is absent or empty (which LiteFS takes for absent).
-fn filled(text: &Option<Spanned<String>>) -> Option<&Spanned<String>> {
+pub(super) fn filled(text: &Option<Spanned<String>>) -> Option<&Spanned<String>> {
     text.as_ref().filter(|text| !text.value.is_empty())
 }
 
@@ -247,24 +207,37 @@ fn filled_path(path: &Option<PathBuf>) -> Option<&PathBuf> {
 }
 
 impl Raw {
-    fn into_config(self) -> Result<Config, ValueError> {
+    fn into_config(self, env: Env<'_>) -> Result<Config, ValueError> {
         let mut config = Config::new("/var/lib/litefs");
         config.notices = self.notices();
+        config.exec.skip_sync = self.skip_sync.unwrap_or(false);
+        config.exec.exit_on_error = self.exit_on_error.unwrap_or(true);
+        if let Some(exec) = self.exec {
+            config.exec.commands = exec::commands(exec)?;
+        }
         let data = self.data.unwrap_or_default();
         data.apply(&mut config)?;
-        let http = self.http.unwrap_or_default();
-        if let Some(addr) = filled(&http.addr) {
-            config.http.addr = value(addr, parse_listen_addr)?;
+        if let Some(http) = self.http {
+            http.apply(&mut config)?;
         }
-        check(&http.snapshot_timeout, parse_duration)?;
         if let Some(fuse) = self.fuse {
             fuse.apply(&mut config);
+        }
+        if let Some(proxy) = self.proxy {
+            config.proxy = proxy.read(env)?;
         }
         if let Some(lease) = self.lease {
             lease.apply(&mut config)?;
         }
+        if let Some(replication) = &self.replication {
+            config.replication = replication.mode()?;
+            config.forward_writes = replication.forward_writes.unwrap_or(false);
+        }
         if let Some(log) = self.log {
             log.apply(&mut config)?;
+        }
+        if let Some(tracing) = self.tracing {
+            tracing.apply(&mut config)?;
         }
         if let Some(tls) = self.tls {
             tls.apply(&mut config)?;
@@ -278,8 +251,6 @@ impl Raw {
         let fuse = self.fuse.as_ref().filter(|f| filled_path(&f.dir).is_none());
         let lease = self.lease.as_ref().filter(|lease| lease.is_static());
         let notes = [
-            (self.exit_on_error.is_some(), "exit-on-error: a failed start always exits"),
-            (self.skip_sync.is_some(), "skip-sync: there is no program to start"),
             (self.strict_verify.is_some(), "strict-verify: every page read is verified already"),
             (
                 data.is_some_and(|d| d.compress.is_some()),
@@ -290,10 +261,17 @@ impl Raw {
                 "data.retention-monitor-interval: retention is applied with each fold",
             ),
             (
-                fuse.is_some_and(|f| f.allow_other.is_some() || f.debug.is_some()),
+                fuse.is_some_and(|f| f.allow_other == Some(true) || f.debug == Some(true)),
                 "fuse: without fuse.dir there is no mount",
             ),
-            (self.proxy.is_some(), "proxy: without proxy.target there is no proxy"),
+            (
+                self.tracing.as_ref().is_some_and(|t| t.compress == Some(true)),
+                "tracing.compress: full trace logs are not compressed",
+            ),
+            (
+                self.proxy.as_ref().is_some_and(|proxy| !proxy.is_on()),
+                "proxy: without proxy.target there is no proxy",
+            ),
             (
                 self.http.as_ref().is_some_and(|h| h.snapshot_timeout.is_some()),
                 "http.snapshot-timeout: a slow peer holds no lock, and is dropped when it stalls",
@@ -319,9 +297,29 @@ impl RawData {
         if let Some(durability) = &self.durability {
             config.data.durability = value(durability, parse_durability)?;
         }
-        if let Some(size) = &self.log_size {
+        if let Some(size) = filled(&self.log_size) {
             config.data.log_size = Some(value(size, parse_size)?);
         }
+        Ok(())
+    }
+}
+
+impl RawHttp {
+    fn apply(&self, config: &mut Config) -> Result<(), ValueError> {
+        if let Some(addr) = filled(&self.addr) {
+            config.http.addr = value(addr, parse_listen_addr)?;
+        }
+        check(&self.snapshot_timeout, parse_duration)?;
+        // An empty one is an error: it would open the API that it was meant to protect.
+        config.http.token = match (&self.token, &self.token_file) {
+            (Some(token), Some(_)) => {
+                let message = "http: token and token-file exclude each other".to_owned();
+                return Err((token.referenced.line(), message));
+            }
+            (Some(token), None) => Some(value(token, Token::new)?),
+            (None, Some(file)) => Some(value(file, |path| Token::from_file(Path::new(path)))?),
+            (None, None) => None,
+        };
         Ok(())
     }
 }
@@ -409,15 +407,34 @@ impl RawLog {
     }
 }
 
+impl RawTracing {
+    fn apply(self, config: &mut Config) -> Result<(), ValueError> {
+        let megabytes = self.max_size.as_ref().map_or(64, |size| size.value);
+        let Some(max_size) = megabytes.checked_mul(1_000_000).filter(|size| *size > 0) else {
+            let line = self.max_size.map_or(1, |size| size.referenced.line());
+            return Err((line, format!("tracing.max-size: {megabytes} MB cannot be")));
+        };
+        let path = filled_path(&self.path).filter(|_| self.enabled.unwrap_or(true));
+        config.log.trace = path.map(|path| TraceConfig {
+            path: path.clone(),
+            max_size,
+            max_count: self.max_count.unwrap_or(8),
+        });
+        Ok(())
+    }
+}
+
 impl RawTls {
     fn apply(self, config: &mut Config) -> Result<(), ValueError> {
         config.tls.insecure = self.insecure.unwrap_or(false);
-        let given = [&self.ca, &self.cert, &self.key].into_iter().flatten().next();
-        let Some(line) = given.map(|path| path.referenced.line()) else { return Ok(()) };
-        match (self.ca, self.cert, self.key) {
-            (Some(ca), Some(cert), Some(key)) => {
-                config.tls.files =
-                    Some(TlsFiles { ca: ca.value, cert: cert.value, key: key.value });
+        let given = [&self.ca, &self.cert, &self.key].map(filled);
+        let Some(line) = given.into_iter().flatten().next().map(|path| path.referenced.line())
+        else {
+            return Ok(());
+        };
+        match given.map(|path| path.map(|path| PathBuf::from(&path.value))) {
+            [Some(ca), Some(cert), Some(key)] => {
+                config.tls.files = Some(TlsFiles { ca, cert, key });
                 Ok(())
             }
             _ => Err((line, "tls: ca, cert and key are needed together".to_owned())),
@@ -435,7 +452,7 @@ fn parse_durability(text: &str) -> Result<Durability, String> {
 }
 
 /// Reads a value, with its line in the error.
-fn value<T, E: Display>(
+pub(super) fn value<T, E: Display>(
     text: &Spanned<String>,
     read: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, ValueError> {
@@ -489,7 +506,9 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use std::time::Duration;
 
+    use super::super::ExecCommand;
     use super::*;
+    use crate::config::{PrimaryRedirect, ProxyConfig};
 
     fn config(text: &str) -> Result<Config, String> {
         parse(text, "litefs.yml", None).map_err(|e| e.to_string())
@@ -498,9 +517,12 @@ mod tests {
     /// A node's file with every key that is served, and LiteFS's that are harmless.
     const FULL: &str = r#"
 exit-on-error: false
-skip-sync: false
+skip-sync: true
 strict-verify: true
 exec:
+  - cmd: "app migrate 'two words'"
+    if-candidate: true
+  - cmd: app serve
 data:
   dir: "/data"
   compress: true
@@ -514,6 +536,7 @@ fuse:
   debug: true
 http:
   addr: "127.0.0.1:7000"
+  token: 0123456789abcdef
   snapshot-timeout: 10s
 proxy:
   addr: ":8080"
@@ -536,7 +559,11 @@ log:
   timestamp: true
   debug: true
 tracing:
-  max-size: 64
+  enabled: true
+  path: "/var/log/trace.log"
+  max-size: 5
+  max-count: 3
+  compress: true
 "#;
 
     #[test]
@@ -549,13 +576,43 @@ tracing:
         assert_eq!(config.fuse.dir, Some(PathBuf::from("/litefs")));
         assert!(config.fuse.allow_other && config.fuse.debug);
         assert_eq!(config.http.addr, "127.0.0.1:7000".parse().unwrap());
+        assert!(config.http.token.as_ref().unwrap().is(b"0123456789abcdef"));
         assert!(!config.lease.candidate);
         assert_eq!(config.primary_hostname(), "primary-1");
         assert_eq!(config.lease.advertise_url.unwrap().port(), 20202);
         assert_eq!(config.lease.reconnect_delay, Duration::from_millis(250));
         assert_eq!(config.log.format, LogFormat::Json);
         assert!(config.log.timestamp && config.log.debug);
-        assert_eq!(config.notices.len(), 8, "{:?}", config.notices);
+        let trace = config.log.trace.unwrap();
+        assert_eq!((trace.max_size, trace.max_count), (5_000_000, 3));
+        assert_eq!(trace.path, PathBuf::from("/var/log/trace.log"));
+        assert!(config.exec.skip_sync && !config.exec.exit_on_error);
+        let command = |words: &[&str], if_candidate| ExecCommand {
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
+            if_candidate,
+        };
+        let migrate = command(&["app", "migrate", "two words"], true);
+        assert_eq!(config.exec.commands, [migrate, command(&["app", "serve"], false)]);
+        assert_eq!(config.notices.len(), 7, "{:?}", config.notices);
+    }
+
+    #[test]
+    fn a_trace_log_needs_a_path_and_can_be_switched_off() {
+        let trace = |text: &str| config(text).unwrap().log.trace;
+        assert_eq!(trace("tracing:\n  max-size: 1\n"), None);
+        assert_eq!(trace("tracing:\n  enabled: false\n  path: /t\n"), None);
+        let default = trace("tracing:\n  path: /t\n").unwrap();
+        assert_eq!((default.max_size, default.max_count), (64_000_000, 8));
+        assert!(config("tracing:\n  max-size: 0\n").unwrap_err().contains(":2: tracing.max-size"));
+    }
+
+    /// LiteFS backs up to its cloud when this variable is set, whatever the file says.
+    #[test]
+    fn a_token_for_backups_is_noticed() {
+        let env = |name: &str| (name == "LITEFS_CLOUD_TOKEN").then(|| "secret".to_owned());
+        let config = parse("", "x", Some(&env)).unwrap();
+        assert!(config.notices[0].contains("LITEFS_CLOUD_TOKEN"), "{:?}", config.notices);
+        assert!(!config.notices[0].contains("secret"));
     }
 
     /// LiteFS's own example, with our keys added.
@@ -603,12 +660,8 @@ tracing:
     #[test]
     fn what_is_not_served_is_never_ignored() {
         for (text, line, key) in [
-            ("exec: \"myapp -x\"\n", 1, "exec"),
-            ("exec:\n  - cmd: a\n    if-candidate: true\n", 2, "exec"),
-            ("\nproxy:\n  target: localhost:1\n", 3, "proxy.target"),
             ("lease:\n  type: static\n  promote: true\n", 3, "lease.promote"),
             ("backup:\n  type: file\n  path: /b\n", 2, "backup.type"),
-            ("tracing:\n  path: /t\n", 2, "tracing.path"),
         ] {
             let error = config(text).unwrap_err();
             assert!(error.starts_with(&format!("litefs.yml:{line}: {key}")), "{error}");
@@ -618,11 +671,12 @@ tracing:
     /// All of them at once, so that a LiteFS user edits the file once.
     #[test]
     fn every_refused_key_is_named_in_one_go() {
-        let error = config("exec: a\nproxy:\n  target: x\nbackup:\n  type: file\n").unwrap_err();
+        let error =
+            config("backup:\n  type: file\nlease:\n  type: static\n  promote: true\n").unwrap_err();
         let lines: Vec<&str> = error.lines().collect();
-        assert_eq!(lines.len(), 3, "{error}");
-        assert!(lines[0].starts_with("litefs.yml:1: exec"));
-        assert!(lines[2].starts_with("litefs.yml:5: backup.type"));
+        assert_eq!(lines.len(), 2, "{error}");
+        assert!(lines[0].starts_with("litefs.yml:2: backup.type"));
+        assert!(lines[1].starts_with("litefs.yml:5: lease.promote"));
     }
 
     #[test]
@@ -657,6 +711,17 @@ tracing:
             ("lease:\n  type: static\n  advertise-url: db1:20202\n", 3, "URL"),
             ("lease:\n  type: static\n  candidate: maybe\n", 3, "bool"),
             ("tls:\n  ca: a\n  cert: b\n", 2, "together"),
+            ("http:\n  token: \"\"\n", 2, "is empty"),
+            ("http:\n  token: short\n", 2, "16 characters"),
+            ("http:\n  token-file: /none/token\n", 2, "/none/token"),
+            ("http:\n  token: 0123456789abcdef\n  token-file: /x\n", 2, "exclude"),
+            ("proxy:\n  addr: \":1\"\n  target: x:1\n", 3, "proxy.db"),
+            ("proxy:\n  db: a\n  target: x:1\n", 3, "proxy.addr"),
+            ("proxy:\n  addr: \":1\"\n  db: a\n  target: http://x:1\n", 4, "localhost:8081"),
+            ("proxy:\n  addr: \":1\"\n  db: a/b\n  target: x:1\n", 3, "slash"),
+            ("proxy:\n  max-lag: long\n", 2, "duration"),
+            ("proxy:\n  primary-redirect: no\n", 2, "fly-replay"),
+            ("proxy:\n  primary-redirect-timeout: 5\n", 2, "duration"),
             ("data: [1]\n", 1, ""),
             ("data:\n\tdir: x\n", 2, ""),
             ("data:\n  dir: a\n  dir: b\n", 3, "dir"),
@@ -683,6 +748,43 @@ tracing:
         let config = parse(text, "x", Some(&env)).unwrap();
         assert_eq!(config.data.dir, PathBuf::from("/d/ams"));
         assert!(config.lease.candidate);
+    }
+
+    /// Every key of LiteFS's section, and its defaults (http/proxy_server.go).
+    #[test]
+    fn a_proxy_has_litefss_keys_and_defaults() {
+        let parse = |text: &str, on_fly: bool| {
+            let env = |name: &str| (on_fly && name == "FLY_APP_NAME").then(|| "app".to_owned());
+            parse(text, "x", Some(&env)).unwrap().proxy.unwrap()
+        };
+        let least =
+            "proxy:\n  addr: \"127.0.0.1:8080\"\n  target: \"localhost:8081\"\n  db: my.db\n";
+        let proxy = parse(least, false);
+        let addr = "127.0.0.1:8080".parse().unwrap();
+        assert_eq!(proxy, ProxyConfig::new(addr, "localhost:8081", "my.db").unwrap());
+        assert_eq!(proxy.max_lag, Some(Duration::from_secs(10)));
+        assert_eq!(proxy.primary_redirect_timeout, Duration::from_secs(5));
+        assert_eq!((proxy.read_timeout, proxy.write_timeout), (None, None));
+        assert_eq!(proxy.read_header_timeout, Some(Duration::from_secs(10)));
+        assert_eq!(proxy.idle_timeout, Some(Duration::from_secs(30)));
+        assert_eq!(proxy.primary_redirect, PrimaryRedirect::Forward);
+        assert_eq!(parse(least, true).primary_redirect, PrimaryRedirect::FlyReplay);
+
+        let all = "  max-lag: 0s\n  debug: true\n  passthrough: [\"/p/*\"]\n  \
+                   always-forward: [\"/f\"]\n  primary-redirect: forward\n  \
+                   primary-redirect-timeout: 1s\n  read-timeout: 2s\n  \
+                   read-header-timeout: 0s\n  write-timeout: 4s\n  idle-timeout: 5s\n";
+        let proxy = parse(&format!("{least}{all}"), true);
+        assert_eq!(proxy.max_lag, None);
+        assert!(proxy.debug && proxy.passthrough[0].matches(b"/p/x"));
+        assert!(proxy.always_forward[0].matches(b"/f"));
+        assert_eq!(proxy.primary_redirect, PrimaryRedirect::Forward);
+        assert_eq!(proxy.primary_redirect_timeout, Duration::from_secs(1));
+        // Zero for the head means the limit of the whole request.
+        assert_eq!(proxy.read_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(proxy.read_header_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(proxy.write_timeout, Some(Duration::from_secs(4)));
+        assert_eq!(proxy.idle_timeout, Some(Duration::from_secs(5)));
     }
 
     #[test]

@@ -210,6 +210,12 @@ fn role_line(kind: &str, role: &Role) -> Bytes {
     line(&Line { r#type: kind, db: None, data: RoleData { is_primary: role.is_primary, hostname } })
 }
 
+fn transition_line(transition: &Transition) -> Bytes {
+    let Transition { from, to, epoch, reason } = transition;
+    let data = TransitionData { from: from.name(), to: to.name(), epoch: *epoch, reason };
+    line(&Line { r#type: "roleChange", db: None, data })
+}
+
 /// LiteFS's clients pass over types that they do not know.
 fn store_event_line(dir: &Path, event: &Event) -> Option<Bytes> {
     match event {
@@ -233,12 +239,6 @@ fn store_event_line(dir: &Path, event: &Event) -> Option<Bytes> {
 
 fn db_line(kind: &str, db: &DbName, data: impl Serialize) -> Bytes {
     line(&Line { r#type: kind, db: Some(db.as_str()), data })
-}
-
-fn transition_line(transition: &Transition) -> Bytes {
-    let Transition { from, to, epoch, reason } = transition;
-    let data = TransitionData { from: from.name(), to: to.name(), epoch: *epoch, reason };
-    line(&Line { r#type: "roleChange", db: None, data })
 }
 
 fn line(value: &impl Serialize) -> Bytes {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::view::{LeaseStatus, NodeView, ReplicaStatus};
 use crate::config::os_hostname;
+use crate::replication::confirm::ConfirmStatus;
 
 /// The answer of `GET /info`; `litefs-node status` reads it back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +48,9 @@ pub struct Info {
     pub version: String,
     /// The replicas connected to this node.
     pub replicas: Vec<ReplicaInfo>,
+    /// What commits on this node wait for; absent in mode `async`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication: Option<ReplicationInfo>,
     /// The databases by name, dropped ones left out.
     pub databases: BTreeMap<String, DatabaseInfo>,
 }
@@ -71,6 +75,9 @@ pub struct LeaseInfo {
     /// Why it has that role, or does not get further.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Why Consul does not do what it is asked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     /// The newest epoch known to this node.
     pub epoch: u64,
     /// How long a primary may still commit if Consul does not answer any more.
@@ -94,6 +101,20 @@ pub struct ReplicaInfo {
     pub lag_ms: Option<u64>,
     /// Transactions that it has not acknowledged yet.
     pub unacknowledged_transactions: u64,
+}
+
+/// What commits wait for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicationInfo {
+    /// `bounded` or `sync`.
+    pub mode: String,
+    /// The replicas that have everything that was acknowledged, by node id; on the primary only.
+    pub sync_set: Vec<String>,
+    /// True while commits are acknowledged without replicas, as those did not confirm in time.
+    pub fallen_back: bool,
+    /// Commits that wait now.
+    pub waiting: usize,
 }
 
 /// A database on this node.
@@ -196,6 +217,7 @@ impl Info {
             lag_ms: view.lag().map(millis),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             replicas: view.replicas().into_iter().map(ReplicaInfo::from).collect(),
+            replication: view.confirm().map(ReplicationInfo::from),
             databases: databases(store.dir(), &store.databases(), &view.reasons()),
         }
     }
@@ -207,8 +229,20 @@ impl From<LeaseStatus> for LeaseInfo {
             kind: lease.kind.to_owned(),
             role: lease.role.to_owned(),
             reason: lease.reason,
+            trouble: lease.trouble,
             epoch: lease.epoch,
             right_left_ms: lease.right_left.map(millis),
+        }
+    }
+}
+
+impl From<ConfirmStatus> for ReplicationInfo {
+    fn from(status: ConfirmStatus) -> Self {
+        Self {
+            mode: status.mode.to_owned(),
+            sync_set: status.sync_set.iter().map(|node| format!("{node:016X}")).collect(),
+            fallen_back: status.fallen_back,
+            waiting: status.waiting,
         }
     }
 }

@@ -3,16 +3,11 @@
 //! Both answer when it has moved. LiteFS's status codes: 409 if this node can never be primary, 400
 //! for a node id that is none, 500 with the reason for everything else.
 
-use std::time::Duration;
-
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 
 use super::{Api, Failure, Wish};
-
-/// The role has moved within this time, or the client is told what is in the way.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// `POST /promote`.
 pub(super) async fn promote(State(api): State<Api>) -> Result<(), Failure> {
@@ -48,12 +43,10 @@ pub(super) async fn hand_over(
 }
 
 async fn granted(api: &Api, wish: Wish) -> Result<(), Failure> {
-    let refused = |text: String| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, text);
-    match tokio::time::timeout(PATIENCE, wish.answer()).await {
-        Ok(answer) => answer.map_err(refused),
-        Err(_) => {
-            let reason = api.view.lease().reason;
-            Err(refused(format!("the role has not moved after {PATIENCE:?}: {reason}")))
-        }
-    }
+    wish.answer().await.map_err(|text| {
+        let lease = api.view.lease();
+        let state = format!("{text} (this node is {}: {})", lease.role, lease.reason);
+        let text = if lease.reason.is_empty() { text } else { state };
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    })
 }

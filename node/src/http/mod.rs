@@ -1,17 +1,19 @@
 //! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/promote`, `/handoff`, `/events` and
 //! `/metrics`. Beside them `/events/recent`, and a status page at `/`.
 //!
-//! Every response carries `Litefs-Id` and, once known, `Litefs-Cluster-Id`. The API has no
-//! authentication yet; so it is bound to loopback (see [`crate::Config::api_addr`]) unless
-//! `tls.insecure` opens it. On loopback, requests that a browser makes for a foreign page are
-//! refused: the `Host` must name this machine and no `Origin` may be given.
+//! Every response carries `Litefs-Id` and, once known, `Litefs-Cluster-Id`. Who may ask what is in
+//! `access.rs`. Requests that a browser makes for a foreign page are refused: no `Origin` may be
+//! given, and from this host the `Host` must name this machine.
 //!
-//! Bounds: `CONNECTIONS_MAX` connections, header and stall timeouts, a fixed number of exports
-//! and imports at once (`transfer.rs`).
+//! Bounds: `CONNECTIONS_MAX` connections, fewer of them from strangers, header and stall timeouts,
+//! a fixed number of exports and imports at once (`transfer.rs`).
 
+mod access;
 mod events;
+mod health;
 mod info;
 mod lease;
+mod listen;
 mod recent;
 mod stall;
 mod transfer;
@@ -19,11 +21,12 @@ mod ui;
 mod view;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -33,27 +36,30 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
-pub use info::{DatabaseInfo, DivergedInfo, Info, LeaseInfo, PrimaryName, ReplicaInfo};
+pub use info::{
+    DatabaseInfo, DivergedInfo, Info, LeaseInfo, PrimaryName, ReplicaInfo, ReplicationInfo,
+};
 pub use view::{LeaseStatus, NodeView, ReplicaStatus, Role, Wish};
 
+pub use self::access::Access;
+pub(crate) use self::access::NODE_TOKEN;
+pub(crate) use self::listen::{accept_loop, stopped};
+pub(crate) use self::stall::StallGuard;
+
+use self::access::{Greeted, Peer};
 use self::events::EventHub;
-use self::stall::StallGuard;
-use crate::config::{is_loopback, os_hostname};
 use crate::metrics;
+use crate::proxy::{self, Proxy};
 
 /// Connections served at once; more wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 1024;
+const CONNECTIONS_MAX: usize = 4096;
 /// A request's head must arrive within this time, also the next one's on an idle connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client that takes nothing of a response for this long is dropped.
 const WRITE_STALL: Duration = Duration::from_secs(30);
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// What requests that run at shutdown may still take.
-const GRACE: Duration = Duration::from_secs(2);
-/// Wait after a failed accept (no descriptors left), so as not to spin.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A running HTTP server.
 pub struct Server {
@@ -63,14 +69,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `view` on `listener` (non-blocking) until [`Server::shutdown`]. Call it within a
-    /// tokio runtime.
-    pub fn start(view: Arc<dyn NodeView>, listener: std::net::TcpListener) -> io::Result<Self> {
+    /// Serves `view` on `listener` (non-blocking) to whom `access` lets in, until
+    /// [`Server::shutdown`]. What other nodes forward goes to `proxy`. Call it within a tokio
+    /// runtime.
+    pub fn start(
+        view: Arc<dyn NodeView>,
+        listener: std::net::TcpListener,
+        access: Arc<Access>,
+        proxy: Option<Arc<Proxy>>,
+    ) -> io::Result<Self> {
         let listener = TcpListener::from_std(listener)?;
         let addr = listener.local_addr()?;
         let (stop, stopped) = watch::channel(false);
-        let router = router(Api::new(view, is_loopback(addr.ip()), stopped.clone()));
-        let task = tokio::spawn(accept_loop(listener, router, stopped));
+        let api = Api::new(view, access.clone(), proxy, stopped.clone());
+        let (router, for_clients) = (router(api), stopped.clone());
+        let serve = move |stream, addr| {
+            serve(stream, addr, access.clone(), router.clone(), for_clients.clone())
+        };
+        let task = tokio::spawn(accept_loop(listener, CONNECTIONS_MAX, stopped, serve));
         Ok(Self { addr, stop, task })
     }
 
@@ -94,13 +110,18 @@ struct Api {
     events: Arc<EventHub>,
     exports: Arc<Semaphore>,
     imports: Arc<Semaphore>,
-    /// True if only this machine can connect.
-    local: bool,
+    access: Arc<Access>,
+    proxy: Option<Arc<Proxy>>,
     stop: watch::Receiver<bool>,
 }
 
 impl Api {
-    fn new(view: Arc<dyn NodeView>, local: bool, stop: watch::Receiver<bool>) -> Self {
+    fn new(
+        view: Arc<dyn NodeView>,
+        access: Arc<Access>,
+        proxy: Option<Arc<Proxy>>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
         let events = Arc::new(EventHub::new(view.store()));
         events.remember_roles(view.role(), view.transitions(), stop.clone());
         Self {
@@ -108,7 +129,8 @@ impl Api {
             exports: Arc::new(Semaphore::new(transfer::EXPORTS_MAX)),
             imports: Arc::new(Semaphore::new(transfer::IMPORTS_MAX)),
             view,
-            local,
+            access,
+            proxy,
             stop,
         }
     }
@@ -142,7 +164,11 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        (self.status, format!("{}\n", self.text)).into_response()
+        let mut response = (self.status, format!("{}\n", self.text)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            access::ask_for_credentials(response.headers_mut());
+        }
+        response
     }
 }
 
@@ -158,6 +184,9 @@ fn router(api: Api) -> Router {
         .route("/events", get(get_events))
         .route("/events/recent", get(get_recent_events))
         .route("/metrics", get(get_metrics))
+        .route("/health", get(health::all))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "404 page not found"))
         // A database may be larger than any limit here; it is spooled to disk, not to memory.
         .layer(axum::extract::DefaultBodyLimit::disable())
@@ -165,11 +194,29 @@ fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// Refuses what a web page of somebody else could send, and marks each response as ours.
-async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let mut response = match refuse_foreign_page(&api, &request) {
-        Some(failure) => failure.into_response(),
-        None => next.run(request).await,
+/// Refuses who may not ask, passes on what other nodes forward, and marks each other response as
+/// ours.
+async fn guard(
+    State(api): State<Api>,
+    Extension(peer): Extension<Peer>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if request.headers().contains_key(proxy::FORWARDED) {
+        // Never to the API: it comes with a node's credentials, but from anybody.
+        let allowed = api.access.check_forwarded(peer, request.headers());
+        return match (allowed, &api.proxy) {
+            (Err(refused), _) => refused.into_response(),
+            (Ok(()), None) => no_proxy().into_response(),
+            (Ok(()), Some(proxy)) => {
+                request.headers_mut().remove(NODE_TOKEN);
+                proxy.serve_forwarded(request).await
+            }
+        };
+    }
+    let mut response = match api.access.check(peer, request.uri().path(), request.headers()) {
+        Err(refused) => refused.into_response(),
+        Ok(()) => next.run(request).await,
     };
     let store = api.view.store();
     let headers = response.headers_mut();
@@ -183,30 +230,8 @@ async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response
     response
 }
 
-/// Loopback protects from other hosts, but not from the browser on this one: a page can post
-/// anywhere (it then sends `Origin`), and can read if its own name resolves to loopback (it then
-/// sends that name as `Host`).
-fn refuse_foreign_page(api: &Api, request: &Request) -> Option<Failure> {
-    if request.headers().contains_key(header::ORIGIN) {
-        return Some(Failure::new(StatusCode::FORBIDDEN, "requests from web pages are refused"));
-    }
-    let host = request.headers().get(header::HOST)?.to_str().ok().unwrap_or("");
-    if !api.local || names_this_machine(host) {
-        return None;
-    }
-    let text = format!("Host {host:?} does not name this machine: use localhost or 127.0.0.1");
-    Some(Failure::new(StatusCode::FORBIDDEN, text))
-}
-
-fn names_this_machine(host: &str) -> bool {
-    let bare = match host.rsplit_once(':') {
-        Some((bare, port)) if port.bytes().all(|b| b.is_ascii_digit()) => bare,
-        _ => host,
-    };
-    let bare = bare.trim_start_matches('[').trim_end_matches(']');
-    bare.parse::<IpAddr>().is_ok()
-        || bare.eq_ignore_ascii_case("localhost")
-        || os_hostname().is_some_and(|own| bare.eq_ignore_ascii_case(&own))
+fn no_proxy() -> Failure {
+    Failure::new(StatusCode::NOT_FOUND, "this node has no proxy to forward to: proxy.target")
 }
 
 async fn get_info(State(api): State<Api>) -> Result<Response, Failure> {
@@ -233,55 +258,27 @@ async fn get_metrics(State(api): State<Api>) -> Result<Response, Failure> {
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
-async fn accept_loop(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
-    let mut connections = JoinSet::new();
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let accept = async {
-            let slot = slots.clone().acquire_owned().await;
-            (listener.accept().await, slot)
-        };
-        tokio::select! {
-            (accepted, slot) = accept => match accepted {
-                Ok((stream, _)) => {
-                    let serving = serve(stream, router.clone(), stop.clone());
-                    connections.spawn(async move {
-                        let _slot = slot;
-                        serving.await
-                    });
-                }
-                Err(e) => {
-                    tracing::warn!("cannot accept HTTP connections: {e}");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
-            // Finished connections give back their memory.
-            Some(_) = connections.join_next() => {}
-            () = stopped(&mut stop) => break,
-        }
-    }
-    drop(listener);
-    let drained = async { while connections.join_next().await.is_some() {} };
-    // What is left after the grace is ended with the set.
-    let _ = tokio::time::timeout(GRACE, drained).await;
-}
-
-/// Waits for the shutdown.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the server itself is gone, which is a shutdown too.
-    let _ = stop.wait_for(|stop| *stop).await;
-}
-
-async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
-    // Events are small and must not wait for more.
-    let _ = stream.set_nodelay(true);
-    let io = TokioIo::new(StallGuard::new(stream, WRITE_STALL));
+async fn serve(
+    stream: TcpStream,
+    addr: SocketAddr,
+    access: Arc<Access>,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
+    let greeted = tokio::select! {
+        greeted = access.greet(stream, addr) => greeted,
+        () = stopped(&mut stop) => None,
+    };
+    let Some(Greeted { stream, peer, _slot }) = greeted else { return };
+    let io = TokioIo::new(stream);
+    let router = router.layer(Extension(peer));
     let service = TowerToHyperService::new(router.into_service::<hyper::body::Incoming>());
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(io, service);
+        .serve_connection(io, service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let result: Result<(), hyper::Error> = tokio::select! {
         result = connection.as_mut() => result,
@@ -295,6 +292,8 @@ async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool
     }
 }
 
+#[cfg(test)]
+mod access_tests;
 #[cfg(test)]
 mod metrics_tests;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 /// Fails a write with `TimedOut` when the peer accepted nothing for `limit`. Reads are not limited
 /// here: how long silence is fine depends on what the server waits for.
-pub(super) struct StallGuard<S> {
+pub(crate) struct StallGuard<S> {
     stream: S,
     limit: Duration,
     /// When the write that is waiting now must have made progress.
@@ -19,7 +19,7 @@ pub(super) struct StallGuard<S> {
 }
 
 impl<S> StallGuard<S> {
-    pub(super) fn new(stream: S, limit: Duration) -> Self {
+    pub(crate) fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, deadline: Box::pin(sleep(limit)), waiting: false }
     }
 

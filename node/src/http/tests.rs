@@ -105,13 +105,22 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// A primary in a directory of its own, so that an escape from it shows.
     pub(crate) fn start() -> Self {
+        Self::start_with(|node, listener| {
+            Server::start(node.clone(), listener, local_access(), None).unwrap()
+        })
+    }
+
+    /// The same, with the server that is started by `serve`.
+    pub(crate) fn start_with(
+        serve: impl FnOnce(&Arc<TestNode>, std::net::TcpListener) -> Server,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("data")).unwrap();
         let role = watch::Sender::new(primary());
         let node = Arc::new(TestNode { store, role });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let server = Server::start(node.clone(), listener).unwrap();
+        let server = serve(&node, listener);
         Self { dir, node, server }
     }
 
@@ -143,13 +152,19 @@ impl Fixture {
         assert_eq!(status, 200, "{body:?}");
     }
 
-    fn txid(&self, name: &str) -> u64 {
+    /// Without the API.
+    pub(crate) fn import_here(&self, name: &str, rows: u32) {
+        let database = self.node.store.create(&DbName::new(name).unwrap()).unwrap();
+        database.import(&mut &sqlite_file(rows)[..]).unwrap();
+    }
+
+    pub(crate) fn txid(&self, name: &str) -> u64 {
         let name = DbName::new(name).unwrap();
         self.node.store.database(&name).map_or(0, |db| db.pos().txid.get())
     }
 
     /// Everything below the fixture's directory but the log and base of the databases.
-    fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut pending = vec![self.dir.path().to_owned()];
         while let Some(dir) = pending.pop() {
@@ -164,6 +179,13 @@ impl Fixture {
         found.sort();
         found
     }
+}
+
+/// No certificates and no token.
+pub(crate) fn local_access() -> Arc<Access> {
+    let config = crate::Config::new("/none");
+    let tls = Arc::new(crate::tls::TlsMode::load(&config).unwrap());
+    Access::new(&config, &tls).unwrap()
 }
 
 fn primary() -> Role {
@@ -439,6 +461,32 @@ async fn the_role_is_moved_with_litefss_status_codes() {
 }
 
 #[tokio::test]
+async fn health_tells_live_from_ready_and_says_why() {
+    let f = Fixture::start();
+    let json = async |path: &str| {
+        let (status, text) = f.text("GET", path).await;
+        let health: serde_json::Value = serde_json::from_str(&text).unwrap();
+        (status, health)
+    };
+    assert_eq!(json("/health/live").await, (200, serde_json::json!({ "live": true })));
+    let (status, health) = json("/health/ready").await;
+    assert_eq!((status, &health["ready"], &health["role"]), (200, &true.into(), &"primary".into()));
+    // A primary that may not commit is alive.
+    f.node.store.gate().close("a test");
+    let (status, health) = json("/health/ready").await;
+    assert_eq!((status, &health["ready"]), (503, &false.into()));
+    assert!(health["reason"].as_str().unwrap().contains("commit"));
+    assert_eq!(json("/health/live").await.0, 200);
+    // The test's nodes are 1.5 s behind.
+    f.node.role.send_replace(replica());
+    assert_eq!(json("/health/ready").await.0, 200);
+    let (status, health) = json("/health/ready?max-lag=1s").await;
+    assert_eq!((status, &health["lagMs"]), (503, &1500.into()));
+    assert_eq!(json("/health?max-lag=1s").await, (200, health));
+    assert_eq!(f.text("GET", "/health/ready?max-lag=soon").await.0, 400);
+}
+
+#[tokio::test]
 async fn metrics_have_litefss_names() {
     let f = Fixture::start();
     f.import("a.db", 10).await;
@@ -455,6 +503,11 @@ async fn metrics_have_litefss_names() {
         "litefs_db_commit_count{db=\"a.db\"} 1",
         "litefs_db_quarantined{db=\"a.db\"} 0",
         "litefs_db_diverged{db=\"a.db\"} 0",
+        "litefs_lease_role{role=\"primary\"} 1",
+        "litefs_lease_role{role=\"handing-over\"} 0",
+        "litefs_lease_epoch 3",
+        "litefs_lease_transition_count 0",
+        "litefs_lease_right_seconds 2.0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
     }

@@ -261,9 +261,11 @@ impl Failure {
             | ErrorKind::ReadOnly
             | ErrorKind::Timeout
             | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
-            ErrorKind::Io | ErrorKind::Corrupt | ErrorKind::Mismatch | ErrorKind::Gone => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            ErrorKind::Io
+            | ErrorKind::Corrupt
+            | ErrorKind::Mismatch
+            | ErrorKind::Gone
+            | ErrorKind::Unconfirmed => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error)
     }

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use litefs_ltx::Txid;
 use litefs_store::{DbName, Histogram, Store};
 use prometheus_client::metrics::histogram::Histogram as PrometheusHistogram;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::lease::action::Transition;
+use crate::replication::confirm::ConfirmStatus;
 
 /// A node, as the HTTP API and the metrics see it. Every method answers at once.
 pub trait NodeView: Send + Sync + 'static {
@@ -21,6 +23,15 @@ pub trait NodeView: Send + Sync + 'static {
     /// How far this node is behind the primary: zero on the primary, `None` on a replica that
     /// never was at the primary's positions since it started.
     fn lag(&self) -> Option<Duration>;
+    /// The newest transaction of a database that the application on this replica sees; `None` if it
+    /// does not exist. With a mount, that may be a moment behind the store.
+    fn visible(&self, db: &DbName) -> Option<Txid> {
+        Some(self.store().database(db)?.pos().txid)
+    }
+    /// Changes when [`NodeView::visible`] may have changed without an event of the store.
+    fn shown(&self) -> watch::Receiver<()> {
+        watch::Sender::new(()).subscribe()
+    }
     /// The replicas connected to this node, in any order.
     fn replicas(&self) -> Vec<ReplicaStatus>;
     /// What the lease says of its part.
@@ -37,6 +48,10 @@ pub trait NodeView: Send + Sync + 'static {
     fn promote(&self) -> Wish;
     /// Asks that it hand the role of the primary over to another node.
     fn hand_over(&self, node: u64) -> Wish;
+    /// What commits wait for; `None` in mode `async`.
+    fn confirm(&self) -> Option<ConfirmStatus> {
+        None
+    }
 }
 
 /// What the lease says of this node's part.
@@ -54,6 +69,8 @@ pub struct LeaseStatus {
     pub transitions: u64,
     /// How long this node may still commit if it hears nothing more; `None`: without end.
     pub right_left: Option<Duration>,
+    /// Why Consul does not do what it is asked to, if so.
+    pub trouble: Option<String>,
     /// How long it took to extend that right, in seconds.
     pub beats: Option<PrometheusHistogram>,
 }
@@ -68,10 +85,14 @@ impl LeaseStatus {
             epoch,
             transitions: 0,
             right_left: None,
+            trouble: None,
             beats: None,
         }
     }
 }
+
+/// A wish that is not granted in this time is not granted at all, or later.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What came of a wish that the role of the primary should move; known later.
 #[derive(Debug)]
@@ -97,7 +118,11 @@ impl Wish {
     /// # Errors
     /// Why the role does not move.
     pub async fn answer(self) -> Result<(), String> {
-        self.0.await.unwrap_or_else(|_| Err("the node is shutting down".to_owned()))
+        match tokio::time::timeout(PATIENCE, self.0).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err("the node is shutting down".to_owned()),
+            Err(_) => Err(format!("it has not moved after {PATIENCE:?}")),
+        }
     }
 }
 

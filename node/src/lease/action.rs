@@ -179,7 +179,8 @@ pub enum Action {
     /// Leave the present part, keep epoch and cluster id durably, begin to serve replicas; the
     /// gate stays closed. Answered by `handle_term_began`.
     BeginTerm {
-        /// The new term's.
+        /// The new term's. The same as before if it was given up by mistake, on word that Consul took
+        /// back, and nobody else was primary since.
         epoch: u64,
         /// The cluster's id.
         cluster: String,

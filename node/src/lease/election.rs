@@ -28,7 +28,10 @@
 //!    and names that index in the acquisition, with the right that the record states. If it is
 //!    executed, the record has not changed since it was seen: every acquisition and beat before it
 //!    was executed before it was seen, and no other node's beat will be after it. So every other
-//!    gate is closed by then (1), and stays so.
+//!    gate is closed by then (1), and stays so. (If the service loses its data, indices repeat;
+//!    but sessions are gone with it. So only what was asked for since the session of the
+//!    acquisition was opened counts as seen. A service that is set back to a backup, with its
+//!    sessions, while a primary is at work, is beyond this.)
 //! 4. It need not wait if the record says *released*: the primary writes that itself, in the
 //!    transaction that unlocks the key, after it has closed its gate for the rest of the term. If
 //!    its answer is lost the primary repeats it; it never goes back. Nor if there is neither a term
@@ -175,13 +178,19 @@ impl Election {
         }
         self.known = (view.index, now);
         self.viewed = self.viewed.max(requested);
-        self.sight.note(now, requested, &view, self.view.is_none());
+        self.sight.note(now, requested, &view);
         self.epoch = self.epoch.max(view.epoch().unwrap_or(0));
         self.presence.check(self.settings.node, requested, &view);
         let is_ours = self.own.as_mut().is_none_or(|own| own.check(requested, &view));
+        let newest = view.nodes.iter().map(|entry| entry.record.epoch).max().unwrap_or(0);
+        self.epoch = self.epoch.max(newest);
         self.view = Some(view);
         if !is_ours {
             self.lose(now, "the lease was taken from this node");
+        } else if self.own.as_ref().is_some_and(|own| own.ending.is_none() && own.epoch < newest) {
+            // Consul has lost its data. Replicas that know the newer epoch would refuse this one.
+            let why = format!("a node has seen epoch {newest}; taking the lease anew");
+            self.step_down(now, None, &why);
         }
     }
 
@@ -193,6 +202,9 @@ impl Election {
 
     /// A session was opened, or (`None`) could not be.
     pub fn handle_session(&mut self, now: Duration, session: Option<SessionId>) {
+        if session.is_some() {
+            self.sight.begin(now);
+        }
         self.presence.handle_session(now, session, &self.settings);
         self.wake = Duration::ZERO;
     }
@@ -216,8 +228,10 @@ impl Election {
         self.wake = Duration::ZERO;
         let requested = self.acquiring.finish(now);
         let (Some(requested), Some(acquire)) = (requested, self.acquisition.take()) else { return };
-        self.acquiring.defer(requested + RETRY);
         self.view_needed = now;
+        if !matches!(acquisition, Acquisition::Acquired { .. }) {
+            self.acquiring.defer(requested + RETRY);
+        }
         match acquisition {
             Acquisition::Acquired { index } => {
                 self.learn(now, index);
@@ -375,7 +389,8 @@ impl Election {
         self.pass_on(now, target, false, &why)
     }
 
-    /// An operator wants this node to be primary no more, and `target` to be it, if any is named.
+    /// An operator wants this node to be primary no more, and `target` to be it. Without a target
+    /// the lease is given back at once, and the newest commits may not have left this node.
     ///
     /// # Errors
     /// It is not primary, or the target cannot be.
@@ -477,3 +492,6 @@ impl Election {
         self.view.as_ref()
     }
 }
+
+#[cfg(test)]
+mod tests;

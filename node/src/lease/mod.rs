@@ -14,6 +14,9 @@ pub mod consul;
 pub mod election;
 pub mod view;
 
+#[cfg(test)]
+mod sim_tests;
+
 use tokio::sync::watch;
 
 use crate::config::Endpoint;

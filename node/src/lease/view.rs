@@ -71,6 +71,8 @@ pub struct TermRecord {
     pub fast: bool,
     /// Counts the beats of this term.
     pub beat: u64,
+    /// The sum of the transactions of all the primary's databases, at the time of the beat.
+    pub transactions: u64,
     /// The highest epoch known before this term; see [`epoch`].
     pub floor: u64,
     /// The replicas that hold every acknowledged commit, as the primary does; empty: not promised.
@@ -102,6 +104,8 @@ pub struct NodeRecord {
     pub node: u64,
     /// True if the node would take the lease, were it free and nobody better.
     pub candidate: bool,
+    /// The highest epoch seen: it refuses older ones.
+    pub epoch: u64,
     /// The epoch in which its data was last known to be all that the primary had.
     pub term: u64,
     /// The sum of the transactions of all its databases.

@@ -12,7 +12,8 @@ use super::elector::{Event, Order};
 use super::shared::{Part, Shared};
 use super::{CONNECTIONS_EASY, CONNECTIONS_MAX, LINGER, NodeError, new_cluster_id, random};
 use crate::config::{self, Endpoint};
-use crate::http::{self, Role};
+use crate::faces::Faces;
+use crate::http::Role;
 use crate::lease::Assignment;
 use crate::replication::follow::{Follow, Follower, LinkEvent};
 use crate::replication::primary::Identity;
@@ -55,7 +56,7 @@ pub(super) struct Conductor {
     pub shared: Arc<Shared>,
     pub commands: Commands,
     pub stop: Arc<Notify>,
-    pub server: http::Server,
+    pub faces: Faces,
 }
 
 impl Conductor {
@@ -86,7 +87,7 @@ impl Conductor {
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT + GOODBYE_TIMEOUT / 2, drained).await;
         endpoint.close(VarInt::from_u32(Reason::Shutdown.code()), b"this node is shutting down");
         let _ = tokio::time::timeout(LINGER, endpoint.wait_idle()).await;
-        self.server.shutdown().await;
+        self.faces.shutdown().await;
     }
 
     async fn change_role(&self, assignment: Assignment) {
@@ -114,7 +115,7 @@ impl Conductor {
                 let result = self.begin_term(epoch, Some(cluster)).await.map(|_| ());
                 lease.tell(Event::TermBegan { epoch, result });
             }
-            Order::EndTerm { reason } => self.leave(Close::new(Reason::NotPrimary, reason)).await,
+            Order::EndTerm { reason } => self.leave(Close::new(Reason::Shutdown, reason)).await,
             Order::Follow(of) => {
                 let close = Close::new(Reason::Shutdown, "this node follows another primary");
                 self.leave(close).await;
@@ -169,7 +170,8 @@ impl Conductor {
                 Some(lease) => lease.tell(Event::TakeOver { node, refuse }),
                 None => refuse("its lease is static"),
             });
-        let term = Arc::new(Term::begin(store.clone(), identity, take_over));
+        let term =
+            Arc::new(Term::begin(store.clone(), identity, shared.confirmer.clone(), take_over));
         *shared.part.lock() = Part::Primary(term);
         Ok(hostname)
     }
@@ -218,6 +220,7 @@ impl Conductor {
             target: of,
             filter: shared.config.lease.databases.clone(),
             listener,
+            forwarding: shared.forwarding.clone(),
         };
         let hostname = config::os_hostname().unwrap_or_default();
         let delay = shared.config.lease.reconnect_delay;

@@ -10,13 +10,13 @@ mod shared;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use litefs_fuse::MountOptions;
-use litefs_store::{Database, DbName, Options, Pos, Store};
+use litefs_store::{Database, DbName, Durability, Options, Pos, Replication, Store};
 use litefs_vfs::rusqlite::Connection;
 use parking_lot::Mutex;
 use quinn::Endpoint;
@@ -27,20 +27,25 @@ use tokio::sync::{Notify, watch};
 use self::conductor::{Commands, Conductor, replica_reason};
 use self::elector::{Inbox, Lease, Order};
 use self::shared::{Part, Shared};
-use crate::config::{Config, ConfigError};
-use crate::http::{self, NodeView, Role, Wish};
+use crate::config::{Config, ConfigError, ReplicationMode};
+use crate::faces::Faces;
+use crate::forward::replica::Forwarding;
+use crate::http::{NodeView, Role, Wish};
 use crate::lease::consul::{ConsulLease, Face};
 use crate::lease::{Primary, StaticLease};
+use crate::replication::confirm::Confirmer;
 use crate::replication::serve::ConnectedReplica;
 use crate::sockets::Sockets;
 use crate::tls::{self, TlsError, TlsMode};
+use crate::web::WebDatabase;
 
 /// Connections from other nodes at once.
 const CONNECTIONS_MAX: usize = 256;
 /// From so many on, a dialler must prove its address before it costs memory.
 const CONNECTIONS_EASY: usize = 32;
-/// Threads for blocking calls; replication uses at most 28 of them, the HTTP API the rest.
-const BLOCKING_THREADS: usize = 40;
+/// Threads for blocking calls; replication uses at most 28 of them, exports and imports 20, and the
+/// rest is for what nobody may hold up.
+const BLOCKING_THREADS: usize = 64;
 /// What the last packets may take to leave. Waiting until no connection is left could take
 /// seconds: a failed dial lingers, as QUIC wants it.
 const LINGER: Duration = Duration::from_millis(200);
@@ -116,7 +121,8 @@ impl Node {
         config.validate()?;
         let tls = Arc::new(TlsMode::load(&config)?);
         let (server, client) = (tls::quic_server_config(&tls)?, tls::quic_client_config(&tls)?);
-        let store = Store::open_with(&config.data.dir, store_options(&config))?;
+        let confirmer = Confirmer::new(config.replication);
+        let store = Store::open_with(&config.data.dir, store_options(&config, &confirmer))?;
         if let Some(reason) = closed_at_first(&config) {
             store.gate().close(&reason);
         }
@@ -131,32 +137,46 @@ impl Node {
             endpoint.set_default_client_config(client);
             endpoint
         };
+        let every = config.forward_writes;
+        let forwarding = Arc::new(Forwarding::new(runtime.handle().clone(), every));
+        store.set_remote(Some(forwarding.clone()));
         let shared = Arc::new(Shared {
             store,
             config,
+            confirmer,
             tls,
             endpoint,
             addr: sockets.addr,
+            proxy_addr: sockets.proxy.as_ref().and_then(|proxy| proxy.local_addr().ok()),
             role: watch::Sender::default(),
+            forwarding,
+            mount: Mutex::new(None),
+            shown: watch::Sender::new(()),
             part: Mutex::new(Part::None),
             changes: watch::Sender::new((0, Ok(()))),
             lease,
         });
-        Self::run(shared, who, runtime, sockets.api)
+        Self::run(shared, who, runtime, (sockets.api, sockets.proxy))
     }
 
     fn run(
         shared: Arc<Shared>,
         who: Decider,
         runtime: Runtime,
-        api: std::net::TcpListener,
+        (api, proxy): (TcpListener, Option<TcpListener>),
     ) -> Result<Self, NodeError> {
-        let server = {
+        let faces = {
             let _inside = runtime.enter();
-            http::Server::start(shared.clone(), api)?
+            Faces::start(&shared, &shared.config, &shared.tls, api, proxy)?
         };
         let stop = Arc::new(Notify::new());
+        if let Some(confirmer) = &shared.confirmer {
+            runtime.spawn(Confirmer::run(Arc::downgrade(confirmer)));
+        }
         let (end, ended) = mpsc::channel();
+        if let (Some(confirmer), Some(lease)) = (&shared.confirmer, &shared.lease) {
+            confirmer.set_publisher(lease.publisher());
+        }
         let (commands, assignments) = match who {
             Decider::Config(lease) => (Commands::Static(lease.watch()), Some(lease)),
             Decider::Consul { inbox, orders } => {
@@ -166,7 +186,7 @@ impl Node {
                 (Commands::Elected(orders), None)
             }
         };
-        let conductor = Conductor { shared: shared.clone(), commands, stop: stop.clone(), server };
+        let conductor = Conductor { shared: shared.clone(), commands, stop: stop.clone(), faces };
         runtime.spawn(async move {
             conductor.run().await;
             // Fails only if nobody waits for it.
@@ -205,7 +225,17 @@ impl Node {
             cluster: self.shared.clone(),
             passthrough: true,
         };
-        Ok(Some(litefs_fuse::Mount::start(&self.shared.store, options)?))
+        let mount = litefs_fuse::Mount::start(&self.shared.store, options)?;
+        *self.shared.mount.lock() = Some(mount.view());
+        Ok(Some(mount))
+    }
+
+    /// A database, for the layer [`litefs_web::ReadYourWrites`] of a web application.
+    ///
+    /// # Errors
+    /// A name that no database can have.
+    pub fn web(&self, name: &str) -> Result<WebDatabase, NodeError> {
+        Ok(WebDatabase::new(self.shared.clone(), DbName::new(name)?))
     }
 
     /// A database's newest position; `None` if it does not exist or was never written.
@@ -232,6 +262,11 @@ impl Node {
         Ok(ours)
     }
 
+    /// True if this node may become the primary.
+    pub fn is_candidate(&self) -> bool {
+        self.shared.config.lease.candidate
+    }
+
     /// True if this node may commit.
     pub fn is_primary(&self) -> bool {
         self.shared.role.borrow().is_primary
@@ -245,6 +280,11 @@ impl Node {
     /// Where the node listens: QUIC (UDP), and HTTP (TCP) on the same port.
     pub fn addr(&self) -> SocketAddr {
         self.shared.addr
+    }
+
+    /// Where the proxy listens, if there is one.
+    pub fn proxy_addr(&self) -> Option<SocketAddr> {
+        self.shared.proxy_addr
     }
 
     /// Who is primary, now and whenever it changes.
@@ -464,9 +504,15 @@ fn configured_primary(config: &Config) -> Primary {
     }
 }
 
-fn store_options(config: &Config) -> Options {
+fn store_options(config: &Config, confirmer: &Option<Arc<Confirmer>>) -> Options {
+    let durability = match config.replication {
+        // On the primary and its replicas: what is acknowledged is on all their disks.
+        ReplicationMode::Sync(_) => Durability::Full,
+        _ => config.data.durability,
+    };
     Options {
-        durability: config.data.durability,
+        durability,
+        replication: confirmer.clone().map(|confirmer| confirmer as Arc<dyn Replication>),
         retention: config.data.retention,
         log_size: config.data.log_size,
         ..Options::default()

@@ -5,29 +5,42 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use litefs_store::{DbName, Histogram, Store, Timing};
+use litefs_ltx::Txid;
+use litefs_store::{DbName, Histogram, RemoteError, Store, Timing};
 use parking_lot::Mutex;
 use quinn::{Endpoint, Incoming};
 use tokio::sync::{broadcast, watch};
 
 use super::elector::Lease;
 use crate::config::Config;
+use crate::forward::replica::Forwarding;
 use crate::http::{LeaseStatus, NodeView, ReplicaStatus, Role, Wish};
 use crate::lease::action::Transition;
+use crate::replication::confirm::{ConfirmStatus, Confirmer};
 use crate::replication::follow::Follower;
 use crate::replication::serve::{ConnectedReplica, Term, close_connection};
 use crate::replication::wire::{Close, Reason};
 use crate::replication::{GREETING_TIMEOUT, printable};
 use crate::tls::{PeerIdentity, TlsMode};
 
+/// How long a client waits for the primary to halt, as LiteFS's.
+const HALT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What the node's tasks share.
 pub(super) struct Shared {
     pub store: Store,
     pub config: Config,
+    /// Commits that wait for replicas, if they have to.
+    pub confirmer: Option<Arc<Confirmer>>,
     pub tls: Arc<TlsMode>,
     pub endpoint: Endpoint,
     pub addr: SocketAddr,
+    pub proxy_addr: Option<SocketAddr>,
     pub role: watch::Sender<Role>,
+    /// What the mount shows, if there is one, and word of its changes.
+    pub mount: Mutex<Option<litefs_fuse::View>>,
+    pub shown: watch::Sender<()>,
+    pub forwarding: Arc<Forwarding>,
     pub part: Mutex<Part>,
     /// How many changes of role are done, and how the last one went.
     pub changes: watch::Sender<(u64, Result<(), String>)>,
@@ -124,6 +137,16 @@ impl NodeView for Shared {
         }
     }
 
+    fn visible(&self, db: &DbName) -> Option<Txid> {
+        let newest = self.store.database(db)?.pos().txid;
+        let mount = self.mount.lock().clone();
+        Some(mount.and_then(|mount| mount.position(db)).map_or(newest, |pos| pos.txid))
+    }
+
+    fn shown(&self) -> watch::Receiver<()> {
+        self.shown.subscribe()
+    }
+
     fn replicas(&self) -> Vec<ReplicaStatus> {
         let status = |replica: ConnectedReplica| ReplicaStatus {
             node: replica.certified.unwrap_or_else(|| format!("{:016X}", replica.node)),
@@ -133,6 +156,10 @@ impl NodeView for Shared {
             unacknowledged_transactions: replica.unacknowledged,
         };
         self.connected().into_iter().map(status).collect()
+    }
+
+    fn confirm(&self) -> Option<ConfirmStatus> {
+        self.confirmer.as_ref().map(|confirmer| confirmer.status())
     }
 
     fn lease(&self) -> LeaseStatus {
@@ -180,6 +207,10 @@ impl NodeView for Shared {
 }
 
 impl litefs_fuse::Cluster for Shared {
+    fn shown(&self, _: &DbName) {
+        self.shown.send_replace(());
+    }
+
     fn primary(&self) -> Option<String> {
         let role = self.role.borrow();
         role.primary_hostname.clone().filter(|_| !role.is_primary)
@@ -189,5 +220,21 @@ impl litefs_fuse::Cluster for Shared {
         let since = |ms| UNIX_EPOCH + Duration::from_millis(ms);
         let heard = self.primary_wall_ms().and_then(|ms| u64::try_from(ms).ok());
         litefs_fuse::Lag { behind: NodeView::lag(self), primary_time: heard.map(since) }
+    }
+
+    fn halt(&self, db: &DbName) -> Result<(), RemoteError> {
+        let pos = self.forwarding.halt(db, HALT_TIMEOUT)?;
+        let arrived = match self.store.database(db) {
+            Some(database) => database.wait_for(pos.txid, HALT_TIMEOUT).map(drop),
+            None => Ok(()),
+        };
+        arrived.map_err(|error| {
+            self.forwarding.resume(db);
+            RemoteError::Refused(error.to_string())
+        })
+    }
+
+    fn resume(&self, db: &DbName) {
+        self.forwarding.resume(db);
     }
 }

@@ -20,6 +20,7 @@ use super::standing::{Standing, received_now};
 use super::wire::{Close, FromPrimary, FromReplica, MAX_POINTS, Offer, Reason, Welcome};
 use super::{printable, wall_ms};
 use crate::config;
+use crate::forward::replica::Forwarding;
 use crate::tls::{self, TlsMode};
 
 /// Offers in one message when joining.
@@ -55,6 +56,8 @@ pub struct Follow {
     pub filter: Vec<DbName>,
     /// Told what becomes of the connection.
     pub listener: Listener,
+    /// Told the connection over which clients can write.
+    pub forwarding: Arc<Forwarding>,
 }
 
 /// A running follower.
@@ -184,6 +187,7 @@ impl Driver {
             }
         };
         let end = self.follow_connection(&connection, streams).await;
+        self.follow.forwarding.set_primary(None);
         if !*self.stopped.borrow() {
             (self.follow.listener)(LinkEvent::Down);
         }
@@ -486,6 +490,7 @@ impl Link<'_> {
         tracing::info!("following primary {hostname} (node {node:016x}), epoch {epoch}");
         *self.driver.failure.lock() = None;
         (self.driver.follow.listener)(LinkEvent::Up(welcome));
+        self.driver.follow.forwarding.set_primary(Some(self.connection.clone()));
         let filter = &self.driver.follow.filter;
         if !filter.is_empty() {
             self.control.push_to_primary(&FromReplica::Filter(filter.clone()));
@@ -575,6 +580,10 @@ impl Local for Store {
 
     fn epoch(&self) -> u64 {
         Store::epoch(self)
+    }
+
+    fn databases(&self) -> Vec<DbName> {
+        Store::databases(self).iter().map(|db| db.name().clone()).collect()
     }
 
     fn positions(&self, db: &DbName) -> (Pos, Pos) {

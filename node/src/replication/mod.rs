@@ -6,6 +6,8 @@
 //! | `primary`   | pure: what one replica needs next, from its offers and acknowledgements  |
 //! | `replica`   | pure: a replica's connection, its acknowledgements and its lag           |
 //! | `lag`       | pure: since when a replica has not had everything                        |
+//! | `quorum`    | pure: which replicas have what on disk, and which commits that confirms  |
+//! | `confirm`   | drives `quorum`: commits wait there for their replicas                   |
 //! | `control`   | frames on the control stream                                             |
 //! | `serve`     | drives `primary` for each connection that replicas make                  |
 //! | `send`      | one job of a primary: records or a snapshot onto a database's stream     |
@@ -19,12 +21,14 @@
 //! The pure modules decide; the drivers own sockets, tasks and the clock and decide nothing.
 
 mod ack_times;
+pub mod confirm;
 mod control;
 pub mod diverged;
 pub mod follow;
 pub mod lag;
-mod pipe;
+pub(crate) mod pipe;
 pub mod primary;
+pub mod quorum;
 mod receive;
 pub mod replica;
 mod send;

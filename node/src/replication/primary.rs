@@ -19,7 +19,7 @@
 //! Nothing is queued for a replica but the names of databases with something to send; a job names
 //! a place in the log, and what is there is read when it can be sent.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use litefs_store::{DbName, Pos, Relation, Txid};
@@ -176,7 +176,7 @@ pub struct Peer {
     welcome: Option<Welcome>,
     /// At most one open question for a database.
     questions: BTreeMap<DbName, FromPrimary>,
-    stalled: HashSet<DbName>,
+    stalled: BTreeSet<DbName>,
     wants_role: bool,
     lag: Lag,
     heard: Duration,
@@ -203,7 +203,7 @@ impl Peer {
             resets: VecDeque::new(),
             welcome: None,
             questions: BTreeMap::new(),
-            stalled: HashSet::new(),
+            stalled: BTreeSet::new(),
             wants_role: false,
             lag: Lag::default(),
             heard: now,
@@ -220,6 +220,17 @@ impl Peer {
     /// How long ago the replica last had everything; `None` if it never had.
     pub fn lag(&self, now: Duration) -> Option<Duration> {
         self.lag.lag(now)
+    }
+
+    /// The databases that the replica keeps; empty: all.
+    pub fn filter(&self) -> &HashSet<DbName> {
+        &self.filter
+    }
+
+    /// True if what the replica has of this database is part of our history, or soon will be: then
+    /// its acknowledgements mean something.
+    pub fn streams(&self, db: &DbName) -> bool {
+        self.dbs.get(db).is_some_and(|d| !matches!(d.phase, Phase::Unknown(_) | Phase::Asked))
     }
 
     /// How far the replica acknowledged each database.

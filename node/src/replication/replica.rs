@@ -46,6 +46,8 @@ pub trait Local {
     fn cluster(&self) -> String;
     /// The highest epoch seen.
     fn epoch(&self) -> u64;
+    /// All databases.
+    fn databases(&self) -> Vec<DbName>;
     /// A database's position and the part of it that is on disk; zero if it does not exist.
     fn positions(&self, db: &DbName) -> (Pos, Pos);
     /// True if the database is of no use until a snapshot replaces it.
@@ -109,6 +111,8 @@ pub struct Upstream {
     random: u64,
     hello_due: bool,
     heartbeat_due: Duration,
+    /// It is due, once the acknowledgements are sent.
+    is_heartbeat_due: bool,
     join: Option<Welcome>,
     welcome: Option<Welcome>,
     questions: BTreeMap<DbName, Action>,
@@ -123,6 +127,9 @@ pub struct Upstream {
     sync_due: bool,
     take_over_due: bool,
     no_take_over: Option<String>,
+    /// All databases are to be acknowledged: of those that did not move, the primary only knows
+    /// that they are here, not that they are on disk.
+    all_due: bool,
     /// Databases whose position moved since the last acknowledgement.
     moved: BTreeSet<DbName>,
     /// Databases acknowledged as applied, but not yet as being on disk.
@@ -149,6 +156,7 @@ impl Upstream {
             random: seed,
             hello_due: false,
             heartbeat_due: Duration::ZERO,
+            is_heartbeat_due: false,
             join: None,
             welcome: None,
             questions: BTreeMap::new(),
@@ -160,6 +168,7 @@ impl Upstream {
             sync_due: false,
             take_over_due: false,
             no_take_over: None,
+            all_due: false,
             moved: BTreeSet::new(),
             unsynced: HashSet::new(),
             reoffers: BTreeMap::new(),
@@ -219,6 +228,7 @@ impl Upstream {
         self.link = Link::Waiting { until: now + wait };
         self.close = None;
         self.hello_due = false;
+        self.is_heartbeat_due = false;
         self.join = None;
         self.welcome = None;
         self.questions.clear();
@@ -230,6 +240,7 @@ impl Upstream {
         self.sync_due = false;
         self.take_over_due = false;
         self.no_take_over = None;
+        self.all_due = false;
         self.moved.clear();
         self.unsynced.clear();
         self.reoffers.clear();
@@ -432,9 +443,13 @@ impl Upstream {
         if !offers.is_empty() {
             return Some(FromReplica::Offers(offers));
         }
-        let is_due = now >= self.heartbeat_due;
-        if is_due {
-            // A background sync makes no noise; ask again with each heartbeat.
+        if std::mem::take(&mut self.all_due) {
+            self.moved.extend(local.databases());
+        }
+        if now >= self.heartbeat_due {
+            self.heartbeat_due = now + HEARTBEAT_INTERVAL;
+            self.is_heartbeat_due = true;
+            // A background sync makes no noise; ask again once with each heartbeat.
             let unsynced = std::mem::take(&mut self.unsynced);
             self.moved.extend(unsynced);
         }
@@ -442,10 +457,8 @@ impl Upstream {
         if !acks.is_empty() {
             return Some(FromReplica::Acks(acks));
         }
-        is_due.then(|| {
-            self.heartbeat_due = now + HEARTBEAT_INTERVAL;
-            FromReplica::Heartbeat { wall_ms }
-        })
+        let is_due = std::mem::take(&mut self.is_heartbeat_due);
+        is_due.then_some(FromReplica::Heartbeat { wall_ms })
     }
 
     /// When to poll again at the latest.
@@ -490,6 +503,7 @@ impl Upstream {
     fn note_lag(&mut self, now: Duration, lag: Duration) {
         let is_first = !std::mem::replace(&mut self.was_in_sync, true);
         self.in_sync_due |= is_first;
+        self.all_due |= is_first;
         self.lag = Some(LagWord { lag, at: now });
         self.failures = 0;
     }

@@ -27,6 +27,10 @@ impl Local for Fake {
         self.epoch
     }
 
+    fn databases(&self) -> Vec<DbName> {
+        self.positions.keys().cloned().collect()
+    }
+
     fn positions(&self, db: &DbName) -> (Pos, Pos) {
         self.positions.get(db).copied().unwrap_or_default()
     }
@@ -155,7 +159,13 @@ fn acknowledgements_are_coalesced_and_the_disk_is_told_later() {
     assert_eq!(messages(&mut up, 2, &local), vec![]);
     let beat = FromReplica::Heartbeat { wall_ms: 5 };
     assert_eq!(messages(&mut up, 1000, &local), vec![ack(100, 100), beat.clone()]);
-    assert_eq!(messages(&mut up, 2000, &local), vec![beat]);
+    assert_eq!(messages(&mut up, 2000, &local), vec![beat.clone()]);
+    // A slow disk is asked once a heartbeat, not without end.
+    local.positions.insert(db("a"), (pos(101), pos(100)));
+    up.handle_applied(&db("a"));
+    assert_eq!(up.poll_message(ms(3000), 5, &local), Some(ack(101, 100)));
+    assert_eq!(up.poll_message(ms(3000), 5, &local), Some(beat));
+    assert_eq!(up.poll_message(ms(3000), 5, &local), None);
 }
 
 #[test]

@@ -4,21 +4,25 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use litefs_store::{DbName, Event, Pos, Relation, Store, Subscription, Timing};
 use parking_lot::{Mutex, RwLock};
-use quinn::{Connection, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 use super::ack_times::AckTimes;
+use super::confirm::Confirmer;
 use super::control::{Control, ControlError};
 use super::primary::{History, Identity, Outcome, Peer, Task, Work};
+use super::quorum::Joined;
 use super::send::{Line, Sender};
 use super::wire::{Ack, Close, FromPrimary, FromReplica, Reason, StreamReset};
 use super::{GREETING_TIMEOUT, printable, wall_ms};
+use crate::forward;
 
 /// Threads that read snapshots and compacted records for all replicas.
 const BULK_READERS: usize = 16;
@@ -35,7 +39,11 @@ pub struct Term {
     store: Store,
     identity: Identity,
     bulk: Arc<Semaphore>,
+    forward: forward::primary::Server,
+    /// Commits that wait for replicas, if they have to.
+    confirmer: Option<Arc<Confirmer>>,
     sessions: Arc<RwLock<Vec<Arc<Session>>>>,
+    sessions_begun: AtomicU64,
     /// Why the term is over, once it is.
     ended: Mutex<Option<Close>>,
     take_over: TakeOver,
@@ -79,8 +87,16 @@ struct Session {
 type JobEnd = (DbName, Line, Outcome);
 
 impl Term {
-    /// Begins a term.
-    pub fn begin(store: Store, identity: Identity, take_over: TakeOver) -> Self {
+    /// Begins a term. The write gate opens afterwards.
+    pub fn begin(
+        store: Store,
+        identity: Identity,
+        confirmer: Option<Arc<Confirmer>>,
+        take_over: TakeOver,
+    ) -> Self {
+        if let Some(confirmer) = &confirmer {
+            confirmer.begin();
+        }
         let sessions: Arc<RwLock<Vec<Arc<Session>>>> = Arc::default();
         let listeners = sessions.clone();
         let commits = store.subscribe(move |event| {
@@ -89,10 +105,13 @@ impl Term {
             }
         });
         Self {
+            forward: forward::primary::Server::new(store.clone()),
             store,
             identity,
             bulk: Arc::new(Semaphore::new(BULK_READERS)),
+            confirmer,
             sessions,
+            sessions_begun: AtomicU64::new(0),
             ended: Mutex::new(None),
             take_over,
             moved: Notify::new(),
@@ -164,6 +183,9 @@ impl Term {
     /// Ends all connections, also those that are still greeting.
     pub fn end(&self, close: &Close) {
         *self.ended.lock() = Some(close.clone());
+        if let Some(confirmer) = &self.confirmer {
+            confirmer.end(&close.text);
+        }
         self.sessions.read().iter().for_each(|session| session.wake.notify_one());
     }
 
@@ -194,6 +216,9 @@ impl Term {
             ack_times: AckTimes::new(self.ack_times.clone()),
             lines: HashMap::new(),
             jobs: JoinSet::new(),
+            forwarded: JoinSet::new(),
+            number: self.sessions_begun.fetch_add(1, Ordering::Relaxed),
+            joined: None,
         };
         let mut end = drive.run().await;
         if let End::Goodbye(close) = end {
@@ -201,6 +226,7 @@ impl Term {
         }
         self.sessions.write().retain(|other| !Arc::ptr_eq(other, &session));
         self.moved.notify_waiters();
+        drive.leave_quorum();
         match end {
             End::Close(close) | End::Goodbye(close) => close_connection(&connection, &close),
             End::Lost(text) => log_end(&connection, &text),
@@ -281,6 +307,12 @@ struct Drive<'a> {
     ack_times: AckTimes,
     lines: HashMap<DbName, Line>,
     jobs: JoinSet<JobEnd>,
+    /// Streams of write forwarding.
+    forwarded: JoinSet<()>,
+    /// Which of the term's connections this is.
+    number: u64,
+    /// The replica's node id, once it has had everything.
+    joined: Option<u64>,
 }
 
 /// How a connection ends.
@@ -321,6 +353,13 @@ impl Drive<'_> {
                 progress = self.control.progress() => if let Err(error) = progress {
                     return error.into();
                 },
+                stream = self.session.connection.accept_bi() => match stream {
+                    Ok((send, recv)) => if let Err(close) = self.serve_forwarding(send, recv) {
+                        return End::Close(close);
+                    },
+                    Err(error) => return End::Lost(error.to_string()),
+                },
+                Some(_) = self.forwarded.join_next() => (),
                 Some(end) = self.jobs.join_next() => match end {
                     Ok(end) => self.job_ended(end),
                     Err(error) => return End::Lost(format!("a sender failed: {error}")),
@@ -330,8 +369,18 @@ impl Drive<'_> {
         }
     }
 
+    /// A client of this replica wants to write here.
+    fn serve_forwarding(&mut self, send: SendStream, recv: RecvStream) -> Result<(), Close> {
+        let replica = self.session.peer.lock().hello().map(|hello| hello.hostname.clone());
+        let early = || Close::new(Reason::BadProtocol, "a stream before the greeting");
+        let replica = replica.ok_or_else(early)?;
+        self.forwarded.spawn(self.term.forward.clone().serve(send, recv, replica));
+        Ok(())
+    }
+
     /// Lets the replica close the connection: our own close would wait behind what is being sent.
     async fn say_goodbye(&mut self, close: Close) -> End {
+        self.forwarded.shutdown().await;
         self.jobs.shutdown().await;
         self.lines.drain().for_each(|(_, line)| line.reset(StreamReset::Superseded));
         self.control.push_to_replica(&FromPrimary::Goodbye(close.clone()));
@@ -356,6 +405,7 @@ impl Drive<'_> {
         }
         self.take_commits();
         self.take_messages()?;
+        self.join_quorum();
         let now = self.now();
         {
             let mut peer = self.session.peer.lock();
@@ -414,6 +464,10 @@ impl Drive<'_> {
                 FromReplica::Offers(_) | FromReplica::Ready | FromReplica::Points(..)
             );
             let is_ack = matches!(message, FromReplica::Acks(_));
+            let acks = match (&message, self.joined) {
+                (FromReplica::Acks(acks), Some(_)) => acks.clone(),
+                _ => Vec::new(),
+            };
             let now = self.now();
             if let FromReplica::Acks(acks) = &message {
                 for ack in acks {
@@ -427,6 +481,7 @@ impl Drive<'_> {
                 true => tokio::task::block_in_place(handle),
                 false => handle(),
             }
+            self.pass_on(acks);
             if is_hello {
                 self.welcome();
             }
@@ -447,6 +502,45 @@ impl Drive<'_> {
         let session = self.session.clone();
         let refuse = move |why: &str| session.tell(FromPrimary::NoTakeOver(printable(why)));
         (self.term.take_over)(node, Box::new(refuse));
+    }
+
+    /// Once the replica has had everything, commits may wait for it.
+    fn join_quorum(&mut self) {
+        let Some(confirmer) = self.term.confirmer.as_ref().filter(|_| self.joined.is_none()) else {
+            return;
+        };
+        let (node, filter, acks) = {
+            let peer = self.session.peer.lock();
+            let Some(hello) = peer.hello().filter(|_| peer.lag(self.now()).is_some()) else {
+                return;
+            };
+            let acks: Vec<Ack> = peer.acks().filter(|ack| peer.streams(&ack.db)).collect();
+            (hello.node, peer.filter().clone(), acks)
+        };
+        self.joined = Some(node);
+        let joined = Joined { node, session: self.number, filter: &filter, acks: &acks };
+        confirmer.joined(&joined, || {
+            let all = Store::databases(&self.term.store);
+            all.iter().map(|db| (db.name().clone(), db.pos())).collect()
+        });
+    }
+
+    fn leave_quorum(&self) {
+        if let (Some(confirmer), Some(node)) = (&self.term.confirmer, self.joined) {
+            confirmer.lost(node, self.number);
+        }
+    }
+
+    /// Confirms commits.
+    fn pass_on(&self, mut acks: Vec<Ack>) {
+        if let (Some(confirmer), Some(node), false) =
+            (&self.term.confirmer, self.joined, acks.is_empty())
+        {
+            let peer = self.session.peer.lock();
+            acks.retain(|ack| peer.streams(&ack.db));
+            drop(peer);
+            confirmer.acknowledged(node, self.number, &acks);
+        }
     }
 
     fn welcome(&self) {

@@ -156,6 +156,10 @@ impl Local for Replica {
         1
     }
 
+    fn databases(&self) -> Vec<DbName> {
+        History::databases(&self.store)
+    }
+
     fn positions(&self, db: &DbName) -> (Pos, Pos) {
         (self.store.pos(db), self.store.pos(db))
     }

@@ -16,16 +16,9 @@ const EXPIRY_WARNING_DAYS: i64 = 30;
 
 /// Reads a node's files and makes sure that they belong together and are valid now.
 pub(super) fn load(files: &TlsFiles) -> Result<Identity, TlsError> {
-    let ca = read_certs(&files.ca)?;
     let chain = read_certs(&files.cert)?;
     let key = read_key(&files.key)?;
-    let mut roots = RootCertStore::empty();
-    for cert in ca {
-        roots.add(cert).map_err(|e| {
-            TlsError::new(format!("tls.ca: {} is no authority: {e}", files.ca.display()))
-        })?;
-    }
-    let roots = Arc::new(roots);
+    let roots = load_roots(&files.ca)?;
     let name = certs::node_name(&chain[0]).ok_or_else(|| {
         TlsError::new(format!(
             "tls.cert: {} names no litefs node; make it with `litefs-node certs issue`",
@@ -45,6 +38,17 @@ pub(super) fn load(files: &TlsFiles) -> Result<Identity, TlsError> {
     warn_if_readable_by_others(&files.key);
     warn_if_expiring(files, &chain[0], &name);
     Ok(Identity { chain, key, roots, name })
+}
+
+/// Reads the cluster's authority.
+pub(super) fn load_roots(ca: &Path) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for cert in read_certs(ca)? {
+        roots
+            .add(cert)
+            .map_err(|e| TlsError::new(format!("tls.ca: {} is no authority: {e}", ca.display())))?;
+    }
+    Ok(Arc::new(roots))
 }
 
 /// The certificates in a PEM text, at least one.

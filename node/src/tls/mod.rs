@@ -11,6 +11,7 @@
 
 mod certs;
 mod files;
+pub(crate) mod https;
 mod throw_away;
 
 use std::io;
@@ -29,6 +30,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub use certs::{init_cluster, issue_node};
 
 use crate::config::{Config, is_loopback};
+use crate::forward;
 
 /// The protocol's name in the TLS handshake; its number changes with the protocol.
 pub const ALPN: &[u8] = b"litefs/1";
@@ -53,6 +55,8 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Replicas send no more than control messages.
 const SERVER_WINDOW: u32 = 1 << 20;
+/// Of one stream of a replica: what it forwards must not keep the control stream from being read.
+const FORWARD_WINDOW: u32 = 256 << 10;
 const STREAMS_MAX: u32 = 1024;
 
 /// Room for the packets that probe the path's MTU beside real ones. With the default of 12 kB a
@@ -218,8 +222,9 @@ pub fn quic_server_config(mode: &TlsMode) -> Result<quinn::ServerConfig, TlsErro
         .map_err(|e| TlsError::new(format!("cannot set up QUIC: {e}")))?;
     let mut transport = transport();
     transport
-        .receive_window(SERVER_WINDOW.into())
-        .max_concurrent_bidi_streams(1u32.into())
+        .receive_window((SERVER_WINDOW + forward::STREAMS_MAX * FORWARD_WINDOW).into())
+        .stream_receive_window(FORWARD_WINDOW.into())
+        .max_concurrent_bidi_streams((1 + forward::STREAMS_MAX).into())
         .max_concurrent_uni_streams(0u32.into());
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
     config.transport_config(Arc::new(transport));
@@ -316,4 +321,4 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -22,6 +22,32 @@ fn node(authority: &Authority, cluster: &str, node: &str, validity: Validity) ->
     }))
 }
 
+/// Nodes of the clusters `names`, all certified by one authority.
+pub(crate) fn nodes_of_one_authority<const N: usize>(names: [&str; N]) -> [TlsMode; N] {
+    let authority = new_authority("any").unwrap();
+    names.map(|cluster| node(&authority, cluster, "n", valid_now()))
+}
+
+/// Knows the authority of `server`, and shows nothing.
+pub(crate) fn client_without_certificate(server: &TlsMode) -> Arc<rustls::ClientConfig> {
+    https::client(identity(server).roots.clone(), None).unwrap()
+}
+
+/// Knows the authority of `server`, and shows the certificate of `node`.
+pub(crate) fn client_with_certificate_of(
+    node: &TlsMode,
+    server: &TlsMode,
+) -> Arc<rustls::ClientConfig> {
+    https::client(identity(server).roots.clone(), Some(identity(node))).unwrap()
+}
+
+fn identity(node: &TlsMode) -> &Identity {
+    match &node.0 {
+        Mode::Cluster(identity) => identity,
+        Mode::Open { .. } => unreachable!("made with certificates"),
+    }
+}
+
 fn valid_now() -> Validity {
     Validity::starting_now(YEAR)
 }

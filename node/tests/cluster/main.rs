@@ -2,6 +2,7 @@
 
 mod catch_up;
 mod divergence;
+mod forward;
 mod hostile;
 mod link;
 mod support;

@@ -30,6 +30,15 @@ impl Db {
         record: &mut dyn Read,
         durability: Durability,
     ) -> Result<Pos> {
+        let (draft, overlay) = self.read_record(record)?;
+        let _seized = self.seize();
+        self.note_lag(draft.header.timestamp_ms);
+        self.append_foreign(draft, overlay, durability, || Ok(()))
+    }
+
+    /// Reads and verifies a record that follows the newest position, so far as it can be said
+    /// without the right to write.
+    pub(crate) fn read_record(&self, record: &mut dyn Read) -> Result<(Draft, Overlay)> {
         self.check_well()?;
         let mut decoder = Decoder::new(record).map_err(|e| self.bad_record(e))?;
         let header = Header { compressed: false, ..*decoder.header() };
@@ -42,21 +51,31 @@ impl Db {
             pages.push((pgno, decoder.last_page_checksum()));
         }
         let post = decoder.finish().map_err(|e| self.bad_record(e))?.post_apply;
+        Ok((Draft { header, pages, post }, overlay))
+    }
 
-        let _seized = self.seize();
+    /// Appends a record that was made elsewhere, and publishes it, unless `check` fails when it is
+    /// in the log. The caller has the right to write, and keeps it.
+    pub(crate) fn append_foreign(
+        self: &Arc<Self>,
+        draft: Draft,
+        overlay: Overlay,
+        durability: Durability,
+        check: impl FnOnce() -> Result<()>,
+    ) -> Result<Pos> {
         self.check_well()?;
         let content = self.content();
-        let draft = Draft { header, pages, post };
         self.check_leads_to(&content, &draft)?;
         let durability = durability.max(self.shared.options.durability);
         let appended = self.append(draft, &overlay, durability)?;
-        if durability == Durability::Full
-            && let Err(error) = self.sync_log()
-        {
+        let synced = match durability {
+            Durability::Full => self.sync_log(),
+            _ => Ok(()),
+        };
+        if let Err(error) = synced.and_then(|()| check()) {
             self.take_back(&appended);
             return Err(error);
         }
-        self.note_lag(header.timestamp_ms);
         Ok(self.publish(&content, appended, overlay, durability))
     }
 

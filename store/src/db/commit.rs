@@ -30,6 +30,7 @@ const UNWRITTEN_PAGES: u64 = 1 << 22;
 const CACHED_PAGES: usize = 1024;
 
 /// A record that is planned: what it will hold, but for the pages' bytes.
+#[derive(Debug)]
 pub(crate) struct Draft {
     pub header: Header,
     /// The pages it will hold, ascending.
@@ -241,15 +242,26 @@ impl Db {
     }
 
     fn write_frame(&self, sink: &mut FrameSink, draft: &Draft, overlay: &Overlay) -> Result<()> {
+        self.encode(sink, draft, overlay)?;
+        sink.finish()
+    }
+
+    /// Writes the record as LTX.
+    pub(crate) fn encode(
+        &self,
+        out: &mut dyn Write,
+        draft: &Draft,
+        overlay: &Overlay,
+    ) -> Result<()> {
         let failed = |e| self.encode_error(draft.header.max_txid, e);
-        let mut encoder = Encoder::new(&mut *sink, draft.header).map_err(failed)?;
+        let mut encoder = Encoder::new(out, draft.header).map_err(failed)?;
         let zeros = vec![0; if draft.pages.is_empty() { 0 } else { overlay.page_size().len() }];
         for &(pgno, _) in &draft.pages {
             let encoded = overlay.with_page(pgno, |page| encoder.encode_page(pgno, page))?;
             encoded.unwrap_or_else(|| encoder.encode_page(pgno, &zeros)).map_err(failed)?;
         }
         encoder.finish(draft.post).map_err(failed)?;
-        sink.finish()
+        Ok(())
     }
 
     fn encode_error(&self, record: Txid, error: litefs_ltx::Error) -> Error {

@@ -13,13 +13,17 @@ use super::published::StateAt;
 use super::token::HeldToken;
 use super::writer::Passed;
 use crate::header::{self, HEADER_LEN};
-use crate::{Durability, Error, Result};
+use crate::replication::unconfirmed;
+use crate::{Durability, Error, Result, Unconfirmed};
 
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// Where SQLite keeps the number by which connections notice a changed schema.
 const SCHEMA_COOKIE: std::ops::Range<usize> = 40..44;
 /// How long an import or a drop waits for a writer to finish.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The position that a change led to, and whether it may not be acknowledged yet.
+pub(crate) type Changed = (Pos, Option<Unconfirmed>);
 
 impl Db {
     /// Takes the right to write, and passes the write gate.
@@ -39,9 +43,9 @@ impl Db {
     }
 
     /// Commits a record that leaves no pages.
-    pub(crate) fn drop_content(self: &Arc<Self>) -> Result<Pos> {
+    pub(crate) fn drop_content(self: &Arc<Self>) -> Result<Changed> {
         self.check_well()?;
-        let _held = self.hold_token()?;
+        let (passed, _held) = self.hold_token()?;
         let content = self.content();
         let newest = content.published.read().newest;
         let (Some(page_size), true) = (newest.page_size, newest.pages > 0) else {
@@ -56,7 +60,8 @@ impl Db {
             self.take_back(&appended);
             return Err(error);
         }
-        Ok(self.publish(&content, appended, overlay, Durability::Full))
+        let pos = self.publish(&content, appended, overlay, Durability::Full);
+        Ok((pos, Unconfirmed::new(self, pos, passed)))
     }
 
     /// Replaces the content by a plain SQLite file's bytes; if it was made from the content at a
@@ -65,7 +70,7 @@ impl Db {
         self: &Arc<Self>,
         source: &mut dyn Read,
         made_from: Option<Pos>,
-    ) -> Result<Pos> {
+    ) -> Result<Changed> {
         self.shared.check_open()?;
         self.shared.gate.check(&self.name)?;
         let _one = self.installing.lock();
@@ -97,14 +102,18 @@ impl Db {
             return Err(self.not_sqlite(format!("its header states {stated} pages, it has {has}")));
         }
         installation.finish_writing()?;
-        let _held = self.hold_token()?;
+        let (passed, _held) = self.hold_token()?;
         let newest = self.content().published.read().newest.pos;
         if made_from.is_some_and(|pos| pos != newest) {
             return Err(Error::StaleSnapshot { db: self.name.clone() });
         }
         let txid = newest.txid.next();
         let pos = Pos::new(txid, installation.checksum());
-        installation.commit(pos, self.shared.clock.wall_ms(), || self.shared.gate.check(&self.name))
+        let allowed = || self.shared.gate.check(&self.name);
+        installation.commit(pos, self.shared.clock.wall_ms(), allowed)?;
+        // That may have taken longer than the right to write lasted, and is done.
+        self.shared.gate.check(&self.name).map_err(|e| unconfirmed(pos, e))?;
+        Ok((pos, Unconfirmed::new(self, pos, passed)))
     }
 
     fn read_first_page(&self, source: &mut dyn Read) -> Result<(PageSize, Vec<u8>)> {

@@ -7,6 +7,7 @@ pub(crate) mod cursor;
 pub(crate) mod diverged;
 pub(crate) mod fold;
 pub(crate) mod frame;
+pub(crate) mod hold;
 pub(crate) mod import;
 pub(crate) mod install;
 pub(crate) mod log;
@@ -255,6 +256,13 @@ impl Db {
     }
 
     /// Fails if the database is quarantined or poisoned.
+    /// Fails with `ReadOnly` if the replicas are too far behind for another commit.
+    pub(crate) fn check_admitted(&self) -> Result<()> {
+        let Some(replication) = &self.shared.options.replication else { return Ok(()) };
+        let refused = |reason| Error::ReadOnly { db: self.name.clone(), reason };
+        replication.admit(&self.name).map_err(refused)
+    }
+
     pub(crate) fn check_well(&self) -> Result<()> {
         self.check_readable()?;
         if self.well.load(Ordering::Acquire) {

@@ -9,7 +9,8 @@ use litefs_ltx::{PageSize, Pgno, Pos};
 use super::commit::{Appended, Draft};
 use super::overlay::{LOCAL_LIMIT, Overlay};
 use super::{Content, Db};
-use crate::{Durability, Error, Result, Snapshot};
+use crate::remote::{RETURN_TIMEOUT, RecordToSend, RemoteWriter};
+use crate::{Durability, Error, Result, Snapshot, Unconfirmed};
 
 /// The one writer of a database, and its uncommitted pages. Dropping it rolls back.
 ///
@@ -25,6 +26,19 @@ pub struct Writer {
     began: Pos,
     overlay: Option<Overlay>,
     prepared: Option<Prepared>,
+    unconfirmed: Option<Unconfirmed>,
+    /// The primary's right to write, if this node may not commit itself.
+    remote: Option<RemoteCommits>,
+}
+
+/// Commits that the primary makes.
+#[derive(Debug)]
+struct RemoteCommits {
+    writer: Box<dyn RemoteWriter>,
+    /// What it is to commit.
+    draft: Option<Draft>,
+    /// Where its last commit led to.
+    committed: Option<Pos>,
 }
 
 /// A record at the end of the log that nobody has seen yet.
@@ -32,37 +46,61 @@ pub struct Writer {
 struct Prepared {
     appended: Appended,
     durability: Durability,
+    passed: Passed,
     /// When the commit began.
     begun: Duration,
-    _passed: Passed,
 }
 
 /// A commit that is past the write gate, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Passed(Arc<Db>);
+pub(crate) struct Passed {
+    db: Arc<Db>,
+    /// It may be dropped on another thread than the one that passed.
+    detached: bool,
+}
 
 impl Passed {
     /// Waits while the gate is held.
     ///
     /// # Errors
-    /// `ReadOnly` unless a commit is allowed now.
+    /// `ReadOnly` unless a commit is allowed now, here and by the replicas.
     pub(crate) fn enter(db: &Arc<Db>) -> Result<Self> {
         db.shared.gate.enter(&db.name)?;
-        Ok(Self(db.clone()))
+        let passed = Self { db: db.clone(), detached: false };
+        db.check_admitted()?;
+        Ok(passed)
+    }
+
+    /// Lets any thread drop it.
+    pub(crate) fn detach(mut self) -> Self {
+        if !std::mem::replace(&mut self.detached, true) {
+            self.db.shared.gate.detach();
+        }
+        self
     }
 }
 
 impl Drop for Passed {
     fn drop(&mut self) {
-        self.0.shared.gate.leave();
+        match self.detached {
+            true => self.db.shared.gate.step_back(),
+            false => self.db.shared.gate.leave(),
+        }
     }
 }
 
 impl Writer {
     pub(crate) fn begin(db: &Arc<Db>, snapshot: &Snapshot) -> Result<Self> {
         db.check_well()?;
-        db.shared.gate.check(&db.name)?;
         let busy = || Error::Busy { db: db.name.clone() };
+        let remote = match db.shared.remote_for(&db.name) {
+            Some(remote) => Some(remote.claim(&db.name).ok_or_else(busy)?),
+            None => {
+                db.shared.gate.check(&db.name)?;
+                db.check_admitted()?;
+                None
+            }
+        };
         let token = db.token.try_acquire().ok_or_else(busy)?;
         let content = db.content();
         let newest = content.published.read().newest.pos;
@@ -71,7 +109,9 @@ impl Writer {
             return Err(Error::StaleSnapshot { db: db.name.clone() });
         }
         let db = db.clone();
-        Ok(Self { db, content, token, began: newest, overlay: None, prepared: None })
+        let remote = remote.map(|writer| RemoteCommits { writer, draft: None, committed: None });
+        let (overlay, prepared, unconfirmed) = (None, None, None);
+        Ok(Self { db, content, token, began: newest, overlay, prepared, unconfirmed, remote })
     }
 
     /// The page size: the database's, or for an empty one that of the first written page.
@@ -112,7 +152,7 @@ impl Writer {
     /// `Full`, `Io`: nothing has changed. `ReadOnly` after a failed sync, or once a peer's record
     /// has arrived.
     pub fn make_room(&self, more: u64) -> Result<()> {
-        let Some(overlay) = &self.overlay else { return Ok(()) };
+        let (Some(overlay), None) = (&self.overlay, &self.remote) else { return Ok(()) };
         self.begin_commit()?; // nobody else appends meanwhile
         let pages = overlay.pgnos().count() as u64 + more;
         let made = self.db.make_room(overlay.page_size(), pages);
@@ -140,6 +180,11 @@ impl Writer {
         overlay.read(pgno, offset, buf)
     }
 
+    /// True if the primary makes its commits.
+    pub fn is_remote(&self) -> bool {
+        self.remote.is_some()
+    }
+
     /// The highest page written in this transaction.
     pub fn max_written(&self) -> Option<Pgno> {
         self.overlay.as_ref().and_then(Overlay::max)
@@ -147,7 +192,9 @@ impl Writer {
 
     /// True if nothing has been written since the beginning, the last commit or rollback.
     pub fn is_clean(&self) -> bool {
-        self.overlay.as_ref().is_none_or(Overlay::is_empty) && self.prepared.is_none()
+        let is_prepared =
+            self.prepared.is_some() || self.remote.as_ref().is_some_and(|r| r.draft.is_some());
+        self.overlay.as_ref().is_none_or(Overlay::is_empty) && !is_prepared
     }
 
     /// First step of a commit: appends the record of a database of `commit` pages to the log, where
@@ -171,12 +218,16 @@ impl Writer {
         let durability = durability.max(self.db.shared.options.durability);
         let Some(draft) = self.plan(commit, elide_counters)? else { return Ok(()) };
         self.db.check_well()?;
+        if let Some(remote) = &mut self.remote {
+            remote.draft = Some(draft);
+            return Ok(());
+        }
         let passed = Passed::enter(&self.db)?;
         self.begin_commit()?;
         let overlay = self.overlay.as_ref().expect("BUG: a plan is made of an overlay");
         let appended = self.db.append(draft, overlay, durability);
         let appended = appended.inspect_err(|_| self.db.token.end_commit(self.token))?;
-        self.prepared = Some(Prepared { appended, durability, begun, _passed: passed });
+        self.prepared = Some(Prepared { appended, durability, passed, begun });
         Ok(())
     }
 
@@ -200,6 +251,9 @@ impl Writer {
     /// `Io`: the database is read-only from now on, and the caller rolls back. `ReadOnly` if the
     /// right to commit ended meanwhile.
     pub fn sync(&mut self) -> Result<()> {
+        if self.remote.is_some() {
+            return self.commit_remotely();
+        }
         if matches!(self.prepared, Some(Prepared { durability: Durability::Full, .. })) {
             self.db.sync_log()?;
         }
@@ -210,22 +264,57 @@ impl Writer {
         }
     }
 
+    /// Has the primary commit what is prepared, and waits until that is here.
+    fn commit_remotely(&mut self) -> Result<()> {
+        let (Some(remote), Some(overlay)) = (&mut self.remote, &self.overlay) else {
+            return Ok(());
+        };
+        let Some(draft) = remote.draft.take() else { return Ok(()) };
+        let db = &self.db;
+        let record = RecordToSend { db, draft: &draft, overlay };
+        let pos = record.pos();
+        remote.writer.commit(&record).map_err(|error| error.on(&db.name))?;
+        let arrived = db.wait_for(pos.txid, RETURN_TIMEOUT).map_err(|error| {
+            let reason = format!("the primary has made it, but it did not arrive here: {error}");
+            Error::UnknownOutcome { db: db.name.clone(), reason }
+        })?;
+        if arrived.txid == pos.txid && arrived != pos {
+            let reason = format!("the primary has made it, but is at {arrived}, not at {pos}");
+            return Err(Error::UnknownOutcome { db: db.name.clone(), reason });
+        }
+        remote.committed = Some(pos);
+        Ok(())
+    }
+
     /// Last step of a commit: everyone sees the prepared record. Without one, nothing changed.
     /// Cannot fail. Returns the position that the transaction led to, or continued.
     pub fn publish(&mut self) -> Pos {
         let overlay = self.overlay.take();
+        if let Some(pos) = self.remote.as_mut().and_then(|remote| remote.committed.take()) {
+            // It was published when it arrived, which took the token away.
+            self.content = self.db.content();
+            self.began = pos;
+            return pos;
+        }
         match (self.prepared.take(), overlay) {
-            (Some(Prepared { appended, durability, begun, _passed }), Some(overlay)) => {
+            (Some(Prepared { appended, durability, passed, begun }), Some(overlay)) => {
                 let pos = self.db.publish(&self.content, appended, overlay, durability);
                 let shared = &self.db.shared;
                 shared.timings.commit.add(shared.clock.now().saturating_sub(begun));
                 self.db.lag_ms.store(0, Ordering::Relaxed);
                 self.db.token.end_commit(self.token);
                 self.began = pos;
+                self.unconfirmed = Unconfirmed::new(&self.db, pos, passed);
                 pos
             }
             _ => self.began,
         }
+    }
+
+    /// What was just published, if it may not be acknowledged before replicas have confirmed it.
+    /// Whoever publishes must ask.
+    pub fn take_unconfirmed(&mut self) -> Option<Unconfirmed> {
+        self.unconfirmed.take()
     }
 
     /// Forgets the written pages, and takes a prepared record off the log again.
@@ -236,7 +325,10 @@ impl Writer {
 
     /// Takes a prepared record off the log again; the written pages stay, for another attempt.
     pub fn take_back(&mut self) {
-        if let Some(Prepared { appended, _passed, .. }) = self.prepared.take() {
+        if let Some(remote) = &mut self.remote {
+            remote.draft = None;
+        }
+        if let Some(Prepared { appended, passed: _passed, .. }) = self.prepared.take() {
             self.db.take_back(&appended);
             self.db.token.end_commit(self.token);
         }

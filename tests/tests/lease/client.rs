@@ -216,7 +216,7 @@ fn what_is_not_consul_is_said_with_the_place_and_what_to_do() {
 }
 
 /// An authority and a certificate for an address, as an operator of Consul makes them.
-fn certificates(ip: &str, dir: &std::path::Path) {
+pub fn certificates(ip: &str, dir: &std::path::Path) {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new([]).unwrap();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

@@ -6,3 +6,7 @@ mod consul;
 mod daemon;
 
 mod client;
+mod cluster;
+mod nodes;
+mod process;
+mod trouble;

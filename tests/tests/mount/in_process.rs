@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use litefs_fuse::{Cluster, Lag, Mount, MountOptions};
-use litefs_store::Store;
+use litefs_store::{DbName, RemoteError, Store};
 use litefs_vfs::rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -27,6 +27,12 @@ impl Cluster for Alone {
     fn lag(&self) -> Lag {
         Lag { behind: Some(Duration::ZERO), primary_time: None }
     }
+
+    fn halt(&self, _: &DbName) -> Result<(), RemoteError> {
+        Err(RemoteError::Refused("there is no primary".to_owned()))
+    }
+
+    fn resume(&self, _: &DbName) {}
 }
 
 /// A store with its mount.

@@ -1,5 +1,5 @@
-// A small express app with the middlewares of litefs-js, as its documentation has them. Prints its
-// port. Uses the sqlite3 shell: this version of Node has no SQLite.
+// A small express app with the middlewares of litefs-js, as its documentation has them. Listens on
+// APP_PORT, or prints the port that the system chose. Uses the sqlite3 shell: this version of Node has no SQLite.
 import { execFileSync } from 'node:child_process'
 import path from 'node:path'
 import express from 'express'
@@ -22,4 +22,4 @@ app.post('/rows', (req, res, next) => {
 })
 app.use(getSetTxNumberMiddleware())
 app.post('/rows', (req, res) => res.send('done'))
-const server = app.listen(0, '127.0.0.1', () => console.log(server.address().port))
+const server = app.listen(Number(process.env.APP_PORT ?? 0), '127.0.0.1', () => console.log(server.address().port))

@@ -12,12 +12,14 @@ mod shell;
 
 mod concurrency;
 mod files;
+mod forward;
 mod full_disk;
 mod in_process;
 mod kills;
 mod litefs_clients;
 mod matrix;
 mod metrics;
+mod proxy;
 mod replica;
 mod shutdown;
 mod split_brain;

@@ -98,6 +98,17 @@ impl Place {
         place
     }
 
+    /// A primary and a replica with lines added to its configuration.
+    pub fn pair_with(replica: &str) -> Self {
+        let mut place = Self::prepare(2);
+        if let Some(node) = place.nodes.get(1) {
+            let text = fs::read_to_string(&node.config).unwrap() + replica;
+            fs::write(&node.config, text).unwrap();
+        }
+        place.nodes.iter_mut().for_each(Node::start);
+        place
+    }
+
     /// The configured nodes, not started.
     pub fn prepare(nodes: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();

@@ -104,19 +104,10 @@ impl Consul {
 
     /// The body of an answer over plain HTTP; empty if there is none.
     pub fn get(&self, path: &str) -> String {
-        self.ask("GET", path)
-    }
-
-    /// Writes, over plain HTTP.
-    pub fn put(&self, path: &str) -> String {
-        self.ask("PUT", path)
-    }
-
-    fn ask(&self, method: &str, path: &str) -> String {
         let exchange = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect((self.ip.as_str(), self.port))?;
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
+            write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             Ok(answer)

@@ -112,6 +112,14 @@ pub fn free_ports() -> [u16; 2] {
     [free[0], free[1]]
 }
 
+/// Where the daemon's proxy listens, by its log.
+pub fn proxy_addr(daemon: &Daemon) -> String {
+    let log = daemon.log();
+    let line = log.lines().rev().find_map(|line| line.split_once("the proxy listens on "));
+    let (_, rest) = line.expect("the daemon has a proxy");
+    rest.trim_matches(|c: char| !c.is_ascii_digit()).to_owned()
+}
+
 /// Polls until `done`.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;

@@ -100,6 +100,8 @@ struct RawTerm {
     right_ms: u64,
     fast: bool,
     beat: u64,
+    #[serde(default)]
+    transactions: u64,
     floor: u64,
     #[serde(default)]
     sync: BTreeSet<Id>,
@@ -120,6 +122,8 @@ struct RawNode {
     hostname: String,
     advertise_url: String,
     candidate: bool,
+    #[serde(default)]
+    epoch: u64,
     term: u64,
     transactions: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,6 +153,7 @@ pub fn term(term: &TermRecord) -> Vec<u8> {
         right_ms: u64::try_from(term.right.as_millis()).unwrap_or(u64::MAX),
         fast: term.fast,
         beat: term.beat,
+        transactions: term.transactions,
         floor: term.floor,
         sync: term.sync.iter().copied().map(Id).collect(),
         released: term.released.map(|released| RawReleased { to: released.to.map(Id) }),
@@ -162,6 +167,7 @@ pub fn node(face: &Face, record: &NodeRecord) -> Vec<u8> {
         hostname: face.hostname.clone(),
         advertise_url: face.advertise_url.clone(),
         candidate: record.candidate,
+        epoch: record.epoch,
         term: record.term,
         transactions: record.transactions,
         link: match record.link {
@@ -210,6 +216,7 @@ fn read_term(pair: &Pair) -> Result<TermRecord, String> {
         right: Duration::from_millis(raw.right_ms),
         fast: raw.fast,
         beat: raw.beat,
+        transactions: raw.transactions,
         floor: raw.floor,
         sync: raw.sync.into_iter().map(|id| id.0).collect(),
         released: raw.released.map(|raw| Released { to: raw.to.map(|id| id.0) }),
@@ -230,6 +237,7 @@ fn read_node(names: &Names, pair: Pair) -> Option<NodeEntry> {
     let record = NodeRecord {
         node: raw.node.0,
         candidate: raw.candidate,
+        epoch: raw.epoch,
         term: raw.term,
         transactions: raw.transactions,
         link: match raw.link {
@@ -302,6 +310,7 @@ mod tests {
             right: Duration::from_millis(3500),
             fast: true,
             beat: 3,
+            transactions: 9,
             floor: 11,
             sync: BTreeSet::from([1, u64::MAX]),
             released: Some(Released { to: Some(2) }),
@@ -309,6 +318,7 @@ mod tests {
         let mut record = NodeRecord {
             node: 0xab,
             candidate: true,
+            epoch: 13,
             term: 12,
             transactions: 1 << 60,
             link: Link::None,
@@ -330,8 +340,14 @@ mod tests {
 
     #[test]
     fn a_record_that_lies_under_another_s_name_or_is_broken_is_left_out() {
-        let record =
-            NodeRecord { node: 0xab, candidate: true, term: 1, transactions: 1, link: Link::None };
+        let record = NodeRecord {
+            node: 0xab,
+            candidate: true,
+            epoch: 2,
+            term: 1,
+            transactions: 1,
+            link: Link::None,
+        };
         let value = node(&face(), &record);
         let pairs = vec![
             pair("k/nodes/00000000000000ac", value.clone(), Some("s")),

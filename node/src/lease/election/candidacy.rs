@@ -13,28 +13,43 @@ const GUARD_FACTOR: f64 = 1.15;
 const HANDED_WAIT: Duration = Duration::from_secs(2);
 /// A node that begins a new cluster looks around for this long, whether others have data.
 const NEW_CLUSTER_WAIT: Duration = Duration::from_secs(1);
+/// A node that was away leaves the lease for this long to those with newer data.
+const RETURN_WAIT: Duration = Duration::from_secs(10);
 /// A primary whose record did not change for this long is lost, if all others say so.
 const SILENCE: Duration = Duration::from_millis(2800);
 
 /// What is known of the term record's age.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sight {
-    /// The record's index.
-    pub(super) index: Option<u64>,
-    /// When it was first seen as it is.
+    /// What was asked for before does not count.
+    since: Duration,
+    /// The record's index, once there is something that counts.
+    index: Option<Option<u64>>,
+    /// When the record was first seen as it is.
     pub(super) first: Duration,
     /// When the newest query was made that showed it so.
     pub(super) fresh: Duration,
     /// The longest right that was ever seen in it.
-    pub(super) longest: Duration,
+    longest: Duration,
 }
 
 impl Sight {
+    /// A session was opened: what the service said before may be of a former life of its.
+    pub(super) fn begin(&mut self, now: Duration) {
+        (self.since, self.index, self.first) = (now, None, now);
+    }
+
+    /// The moment at which a view must be asked for that counts, if there is none yet.
+    pub(super) fn needed(&self) -> Option<Duration> {
+        self.index.is_none().then_some(self.since)
+    }
+
     /// A view that was asked for at `requested` has come.
-    pub(super) fn note(&mut self, now: Duration, requested: Duration, view: &View, is_first: bool) {
-        let index = view.term_index();
-        if is_first || self.index != index {
-            (self.index, self.first, self.fresh) = (index, now, requested);
+    pub(super) fn note(&mut self, now: Duration, requested: Duration, view: &View) {
+        let index = Some(view.term_index());
+        if requested < self.since || self.index != index {
+            (self.first, self.fresh) = (now, requested);
+            self.index = index.filter(|_| requested >= self.since);
         }
         self.fresh = self.fresh.max(requested);
         let right = view.term_record().map_or(Duration::ZERO, |record| record.right);
@@ -51,6 +66,7 @@ pub(super) struct Facts<'a> {
     pub(super) sight: &'a Sight,
     /// It does not try before, as it was demoted or could not do what a primary does; with why.
     pub(super) resting: Option<&'a (Duration, String)>,
+    pub(super) link: Link,
     /// An operator wants this node, whoever else is in sync.
     pub(super) is_forced: bool,
 }
@@ -88,18 +104,37 @@ impl Facts<'_> {
         if !self.settings.candidate {
             return Some("this node is no candidate".into());
         }
-        let is_new = self.standing.cluster.is_none();
-        if is_new && (self.view.cluster.is_some() || self.view.term.is_some()) {
-            return Some("this node is new: it must follow a primary of the cluster first".into());
+        if self.is_new() {
+            let why = "this node is new: it must have had everything of a primary once";
+            return Some(why.into());
         }
         let resting = self.resting.filter(|(until, _)| self.now < *until);
         self.foreign().or_else(|| resting.map(|(_, why)| why.clone()))
+    }
+
+    /// True if there is a cluster, and this node never had everything that it has.
+    fn is_new(&self) -> bool {
+        let Standing { cluster, epoch, term, transactions, .. } = self.standing;
+        let last = self.view.term_record();
+        if last.is_some_and(|last| last.node == self.settings.node) {
+            // It has whatever there is, even if it stopped before it kept the cluster's id.
+            return false;
+        }
+        let is_there = self.view.cluster.is_some() || last.is_some();
+        let was_whole = *term > 0;
+        // Data from before there was a primary with an epoch, as LiteFS's.
+        let brought_data = *epoch == 0 && *transactions > 0 && cluster.is_some() && last.is_none();
+        let is_first = *epoch == 0 && !is_there;
+        (is_there && cluster.is_none()) || !(was_whole || brought_data || is_first)
     }
 
     /// May this node take the lease, which nobody holds?
     pub(super) fn verdict(&self) -> Verdict {
         if let Some(why) = self.unable() {
             return Verdict::Never(why);
+        }
+        if self.sight.needed().is_some() {
+            return Verdict::Wait(Duration::MAX, "waiting for Consul".into());
         }
         let me = self.settings.node;
         let handed = self.released().and_then(|released| released.to);
@@ -121,6 +156,7 @@ impl Facts<'_> {
             return Verdict::Wait(Duration::MAX, why);
         }
         let (until, why) = self.guard_end();
+        let (until, why) = self.return_end().filter(|end| end.0 > until).unwrap_or((until, why));
         if self.now < until { Verdict::Wait(until, why) } else { Verdict::Take }
     }
 
@@ -151,6 +187,20 @@ impl Facts<'_> {
         }
     }
 
+    /// Until when the last primary, or a node that followed it, may return with data that this
+    /// node has never seen, as it was away.
+    fn return_end(&self) -> Option<(Duration, String)> {
+        let term = self.view.term_record()?;
+        let was_there = term.node == self.settings.node || matches!(self.link, Link::Lost(_));
+        let lacks = term.transactions.saturating_sub(self.standing.transactions);
+        (!was_there && lacks > 0 && !self.is_forced).then(|| {
+            let why = format!(
+                "this node was away and lacks {lacks} transactions: waiting for a node that has them"
+            );
+            (self.sight.first + RETURN_WAIT, why)
+        })
+    }
+
     /// True if the node holds all commits that were acknowledged in the last term, as far as that
     /// was promised.
     fn may_follow_term(&self, node: u64) -> bool {
@@ -171,6 +221,9 @@ impl Facts<'_> {
         if !self.may_follow_term(self.settings.node) {
             return Some("as an operator wants it, though acknowledged commits may be lost".into());
         }
+        if self.return_end().is_some() {
+            return Some("though the last primary had more transactions".into());
+        }
         let newer = self.newer().next()?;
         Some(format!("though node {:016X} has newer data, which may not follow", newer.node))
     }
@@ -189,7 +242,7 @@ impl Facts<'_> {
     /// The acquisition to try; `epoch` is the newest known.
     pub(super) fn acquire(&self, session: SessionId, epoch: u64) -> Acquire {
         let before = self.view.term_record();
-        let floors = self.view.nodes.iter().map(|entry| entry.record.term);
+        let floors = self.view.nodes.iter().map(|entry| entry.record.epoch.max(entry.record.term));
         let floor = before.map_or(0, |term| term.floor.saturating_add(1)).max(epoch);
         let known = self.standing.cluster.as_ref().unwrap_or(&self.settings.new_cluster);
         let term = TermRecord {
@@ -197,6 +250,7 @@ impl Facts<'_> {
             right: self.settings.right,
             fast: self.settings.fast,
             beat: 0,
+            transactions: self.standing.transactions,
             floor: floors.fold(floor, u64::max),
             sync: before.map_or_else(BTreeSet::new, |term| self.kept_sync_set(term)),
             released: None,
@@ -227,17 +281,18 @@ impl Facts<'_> {
     }
 
     /// When the holder, another node, counts as lost; `None`: not as long as nothing changes.
-    pub(super) fn lost_at(&self, link: Link) -> Option<Duration> {
+    pub(super) fn lost_at(&self) -> Option<Duration> {
         let record = self.view.term_record()?;
         let epoch = self.view.epoch()?;
-        let is_allowed = record.fast && record.released.is_none() && self.settings.fast;
-        if !is_allowed || link == Link::Up(epoch) || self.unable().is_some() {
+        let is_known = self.sight.needed().is_none() && record.released.is_none();
+        let is_allowed = is_known && record.fast && self.settings.fast;
+        if !is_allowed || self.link == Link::Up(epoch) || self.unable().is_some() {
             return None;
         }
         let is_linked = |record: &NodeRecord| record.link == Link::Up(epoch);
         let others = self.view.nodes.iter().map(|entry| &entry.record);
         let mut others = others.filter(|r| r.node != record.node && r.node != self.settings.node);
-        let is_agreed = link == Link::Lost(epoch) && !others.any(is_linked);
+        let is_agreed = self.link == Link::Lost(epoch) && !others.any(is_linked);
         // Whoever is still connected to it: after that it cannot have committed for a while.
         let unagreed = guard(record.right) + 2 * self.settings.beat_interval;
         Some(self.sight.first + if is_agreed { SILENCE.min(unagreed) } else { unagreed })

@@ -151,13 +151,14 @@ impl OwnTerm {
         self.request.hurry();
     }
 
-    /// The next beat or release, if one is due.
-    pub(super) fn poll(&mut self, now: Duration) -> Option<Action> {
+    /// The next beat or release, if one is due; `transactions` are those of the store.
+    pub(super) fn poll(&mut self, now: Duration, transactions: u64) -> Option<Action> {
         if self.doubt.is_some() || !self.request.start(now) {
             return None;
         }
         let mut term = self.record.clone();
         term.beat += 1;
+        term.transactions = transactions;
         if let Some(wanted) = &self.wanted {
             term.sync.clone_from(wanted);
         }

@@ -65,15 +65,16 @@ impl Presence {
     }
 
     pub(super) fn handle_published(&mut self, now: Duration, is_written: bool) {
-        if self.publishing.finish(now + RETRY).is_none() {
+        if self.publishing.finish(now).is_none() {
             // It was for a session that is gone.
-            return self.publishing.hurry();
+            return;
         }
         let attempt = self.attempt.take();
         self.written = attempt.filter(|_| is_written).map(|record| (record, now));
         if self.written.is_none() {
             // Perhaps the session is gone.
             self.renewing.hurry();
+            self.publishing.defer(now + RETRY);
         }
     }
 

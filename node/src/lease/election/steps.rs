@@ -22,6 +22,7 @@ impl Election {
             view: self.view.as_ref()?,
             sight: &self.sight,
             resting: self.resting.as_ref(),
+            link: self.link,
             is_forced: self.is_forced,
         })
     }
@@ -53,9 +54,11 @@ impl Election {
     pub(super) fn begin(&mut self, now: Duration, own: OwnTerm, new_cluster: Option<String>) {
         let warning = self.facts(now).and_then(|facts| facts.warning());
         let unable = self.facts(now).and_then(|facts| facts.unable());
-        let unwanted = self.stop_at.map(|_| "this node is shutting down".to_owned()).or(unable);
-        let cluster = new_cluster.or_else(|| self.view.as_ref()?.cluster.clone());
         let epoch = own.epoch;
+        let newer = (self.epoch > epoch).then(|| format!("epoch {} is known by now", self.epoch));
+        let stop = self.stop_at.map(|_| "this node is shutting down".to_owned());
+        let unwanted = stop.or(unable).or(newer);
+        let cluster = new_cluster.or_else(|| self.view.as_ref()?.cluster.clone());
         self.epoch = self.epoch.max(epoch);
         self.own = Some(own);
         self.link = Link::None;
@@ -247,7 +250,7 @@ impl Election {
             Some(session) if Some(session) == self.presence.session() => self.find_held(now),
             Some(_) => {
                 self.follow();
-                let lost_at = self.facts(now).and_then(|facts| facts.lost_at(self.link));
+                let lost_at = self.facts(now).and_then(|facts| facts.lost_at());
                 return rest.min(lost_at.filter(|at| *at > now).unwrap_or(Duration::MAX));
             }
             None => return rest.min(self.stand(now)),
@@ -369,7 +372,8 @@ impl Election {
         if self.role == Role::Stopped {
             return None;
         }
-        let own = self.own.as_mut().and_then(|own| own.poll(now));
+        let transactions = self.standing.as_ref().map_or(0, |standing| standing.transactions);
+        let own = self.own.as_mut().and_then(|own| own.poll(now, transactions));
         let action = own.or_else(|| self.poll_acquire(now)).or_else(|| self.poll_destroy(now));
         let record = self.record(now);
         let is_present = self.is_present();
@@ -393,6 +397,7 @@ impl Election {
         Some(NodeRecord {
             node: self.settings.node,
             candidate: facts.unable().is_none() && self.stop_at.is_none(),
+            epoch: facts.standing.epoch,
             term: facts.standing.term.max(own.map_or(0, |own| own.epoch)),
             transactions: facts.standing.transactions,
             link: self.link,
@@ -449,7 +454,7 @@ impl Election {
             let why = "the term record at Consul is not this node's, though it holds the lease";
             return is_odd.then(|| (holding.clone(), why.into()));
         }
-        let is_lost = facts.lost_at(self.link)? <= self.sight.fresh;
+        let is_lost = facts.lost_at()? <= self.sight.fresh;
         let hostname = self.holder().map_or("?", |(holder, _)| &holder.hostname);
         is_lost.then(|| (holding.clone(), format!("the primary {hostname} is lost")))
     }
@@ -459,12 +464,18 @@ impl Election {
         if let Some(own) = &self.own {
             return own.doubt();
         }
+        if self.stop_at.is_some() {
+            return None;
+        }
+        if let Some(moment) = self.sight.needed() {
+            return self.view.as_ref().map(|_| moment);
+        }
         if self.is_taking(now) || self.holds_unknowingly() {
             return Some(self.view_needed);
         }
         let facts = self.facts(now)?;
         facts.view.holding_session()?;
-        facts.lost_at(self.link).filter(|at| *at <= now)
+        facts.lost_at().filter(|at| *at <= now)
     }
 
     pub(super) fn next_wake(&self, now: Duration) -> Duration {

@@ -1,0 +1,112 @@
+//! A primary that is another process: killed, told to end, asked on the command line.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::consul::{Consul, loopback_ip};
+use super::daemon::{Daemon, done, eventually, info, litefs};
+use super::nodes::{KEY, TestNode};
+
+/// A daemon's configuration.
+struct Setup {
+    url: String,
+    config: PathBuf,
+}
+
+impl Setup {
+    fn new(consul: &Consul, dir: &Path) -> Self {
+        let ip = loopback_ip();
+        let url = format!("http://{ip}:20202");
+        let text = format!(
+            "data:\n  dir: {}\nhttp:\n  addr: {ip}:20202\nlease:\n  type: consul\n  \
+             hostname: {ip}\n  consul:\n    url: {}\n    key: {KEY}\n",
+            dir.join("data").display(),
+            consul.url(),
+        );
+        let config = dir.join("litefs.yml");
+        fs::write(&config, text).unwrap();
+        Self { url, config }
+    }
+
+    /// A primary with a database that has one row in `t`.
+    fn primary(&self, dir: &Path) -> Daemon {
+        let mut daemon = Daemon::spawn(&self.config);
+        daemon.wait(|| info(&self.url).is_some_and(|info| info.is_primary));
+        let file = dir.join("seed.db");
+        let seed = litefs_vfs::rusqlite::Connection::open(&file).unwrap();
+        seed.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (0)").unwrap();
+        done(&["import", "--url", &self.url, "--name", "db", file.to_str().unwrap()]);
+        daemon
+    }
+}
+
+/// A replica in this process that has everything of it.
+fn replica(consul: &Consul) -> TestNode {
+    let node = TestNode::start(consul);
+    eventually("the replica has everything", || node.count() == 1 && node.lag().is_some());
+    node
+}
+
+/// Until this node has accepted a write.
+fn time_to_write(node: &TestNode, began: Instant) -> Duration {
+    eventually("the other node takes writes", || node.execute("INSERT INTO t VALUES (1)").is_ok());
+    assert_eq!(node.count(), 2);
+    began.elapsed()
+}
+
+#[test]
+fn another_node_takes_over_from_a_primary_that_is_killed() {
+    let (consul, dir) = (Consul::start(), tempfile::tempdir().unwrap());
+    let setup = Setup::new(&consul, dir.path());
+    let daemon = setup.primary(dir.path());
+    let node = replica(&consul);
+    let epoch = node.store().epoch();
+    let began = Instant::now();
+    daemon.kill();
+    let took = time_to_write(&node, began);
+    println!("killed; the next write was accepted after {took:?}");
+    assert!(node.store().epoch() > epoch);
+    // Consul alone would take 10 to 21 s. Usual is half of this.
+    assert!(took < Duration::from_secs(9), "{took:?}");
+    // The one that was killed comes back, as a replica.
+    let mut again = Daemon::spawn(&setup.config);
+    let follows = || info(&setup.url).is_some_and(|info| info.primary.hostname == node.name());
+    again.wait(follows);
+    assert!(!info(&setup.url).unwrap().is_primary);
+}
+
+#[test]
+fn a_primary_that_is_terminated_hands_over_first() {
+    let (consul, dir) = (Consul::start(), tempfile::tempdir().unwrap());
+    let setup = Setup::new(&consul, dir.path());
+    let daemon = setup.primary(dir.path());
+    let node = replica(&consul);
+    let began = Instant::now();
+    assert!(daemon.terminate().success());
+    let took = time_to_write(&node, began);
+    println!("terminated; the next write was accepted after {took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn promote_on_the_command_line_moves_the_role_or_says_why_not() {
+    let (consul, dir) = (Consul::start(), tempfile::tempdir().unwrap());
+    let setup = Setup::new(&consul, dir.path());
+    let _daemon = setup.primary(dir.path());
+    let node = replica(&consul);
+    let here = format!("http://{}", node.addr());
+    done(&["promote", "--url", &here]);
+    assert!(node.is_primary());
+    done(&["promote", "-url", &here]);
+    eventually("the daemon follows", || {
+        info(&setup.url).is_some_and(|info| info.primary.hostname == node.name())
+    });
+    let status = done(&["status", "--url", &setup.url]);
+    assert!(status.contains("lease     consul, replica, epoch"), "{status}");
+
+    let output = litefs(&["promote", "--url", &setup.url.replace("20202", "20203")]);
+    assert!(!output.status.success());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("no node answers"), "{text}");
+}
