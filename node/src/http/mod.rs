@@ -1,5 +1,5 @@
-//! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/promote`, `/handoff`, `/events` and
-//! `/metrics`. Beside them `/events/recent`, and a status page at `/`.
+//! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/promote`, `/handoff`, `/halt`, `/tx`,
+//! `/events` and `/metrics`. Beside them `/events/recent`, and a status page at `/`.
 //!
 //! Every response carries `Litefs-Id` and, once known, `Litefs-Cluster-Id`. Who may ask what is in
 //! `access.rs`. Requests that a browser makes for a foreign page are refused: no `Origin` may be
@@ -10,6 +10,7 @@
 
 mod access;
 mod events;
+mod halt;
 mod health;
 mod info;
 mod lease;
@@ -110,6 +111,7 @@ struct Api {
     events: Arc<EventHub>,
     exports: Arc<Semaphore>,
     imports: Arc<Semaphore>,
+    halts: halt::Halts,
     access: Arc<Access>,
     proxy: Option<Arc<Proxy>>,
     stop: watch::Receiver<bool>,
@@ -128,6 +130,7 @@ impl Api {
             events,
             exports: Arc::new(Semaphore::new(transfer::EXPORTS_MAX)),
             imports: Arc::new(Semaphore::new(transfer::IMPORTS_MAX)),
+            halts: halt::Halts::default(),
             view,
             access,
             proxy,
@@ -180,6 +183,8 @@ fn router(api: Api) -> Router {
         .route("/export", get(transfer::export))
         .route("/import", post(transfer::import))
         .route("/promote", post(lease::promote))
+        .route("/halt", post(halt::halt).delete(halt::release))
+        .route("/tx", post(halt::tx))
         .route("/handoff", post(lease::hand_over))
         .route("/events", get(get_events))
         .route("/events/recent", get(get_recent_events))

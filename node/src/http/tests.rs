@@ -19,6 +19,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct TestNode {
     pub(crate) store: Store,
     pub(crate) role: watch::Sender<Role>,
+    pub(crate) transitions: tokio::sync::broadcast::Sender<Transition>,
 }
 
 impl NodeView for TestNode {
@@ -70,7 +71,7 @@ impl NodeView for TestNode {
     }
 
     fn transitions(&self) -> Option<tokio::sync::broadcast::Receiver<Transition>> {
-        None
+        Some(self.transitions.subscribe())
     }
 
     fn promote(&self) -> Wish {
@@ -117,7 +118,8 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("data")).unwrap();
         let role = watch::Sender::new(primary());
-        let node = Arc::new(TestNode { store, role });
+        let transitions = tokio::sync::broadcast::Sender::new(4);
+        let node = Arc::new(TestNode { store, role, transitions });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let server = serve(&node, listener);
@@ -135,7 +137,7 @@ impl Fixture {
         tokio::time::timeout(LIMIT, sender.send_request(request)).await.unwrap().unwrap()
     }
 
-    async fn call(&self, method: &str, path: &str, body: &[u8]) -> (StatusCode, Bytes) {
+    pub(crate) async fn call(&self, method: &str, path: &str, body: &[u8]) -> (StatusCode, Bytes) {
         let response = self.send(request(method, path, body)).await;
         let status = response.status();
         (status, response.into_body().collect().await.unwrap().to_bytes())
@@ -438,6 +440,14 @@ async fn events_begin_with_the_role_and_follow_commits_and_role_changes() {
     let change = next().await;
     assert_eq!(change["type"], "primaryChange");
     assert_eq!(change["data"], serde_json::json!({"isPrimary": false, "hostname": "n2"}));
+    let reason = "shutting down".to_owned();
+    let (from, to) = (crate::lease::action::Role::Primary, crate::lease::action::Role::HandingOver);
+    f.node.transitions.send(Transition { from, to, epoch: 3, reason }).unwrap();
+    let change = next().await;
+    assert_eq!(
+        (&change["type"], &change["data"]["to"]),
+        (&"roleChange".into(), &"handing-over".into())
+    );
     // A client that waits for events does not delay the end.
     tokio::time::timeout(LIMIT, f.server.shutdown()).await.unwrap();
 }

@@ -1,6 +1,8 @@
 //! Nodes that find their primary through Consul.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use litefs_node::config::{OnTimeout, ReplicationMode, SyncSettings};
 
 use super::consul::Consul;
 use super::daemon::{LONG, eventually};
@@ -56,10 +58,36 @@ fn what_lies_in_consul_is_litefss() {
 }
 
 #[test]
+fn the_replicas_that_confirm_commits_are_known_in_consul_before_they_count() {
+    let consul = Consul::start();
+    let sync =
+        SyncSettings { replicas: 1, timeout: Duration::from_secs(30), on_timeout: OnTimeout::Wait };
+    let node = || {
+        let mut node = TestNode::new(&consul, |config| {
+            config.replication = ReplicationMode::Sync(sync);
+        });
+        node.run();
+        node
+    };
+    let primary = node();
+    eventually("the first node is primary", || primary.is_primary());
+    let replica = node();
+    primary.execute("CREATE TABLE t (x)").unwrap();
+    let term = consul.get(&format!("/v1/kv/{KEY}/term?raw"));
+    let term: serde_json::Value = serde_json::from_str(&term).unwrap();
+    let id = format!("{:016x}", replica.store().node_id());
+    assert_eq!(term["sync"], serde_json::json!([id]));
+    // It was acknowledged, so the replica has it.
+    assert_eq!(replica.count(), 0);
+    drop(primary);
+    eventually("the replica is primary", || replica.is_primary());
+}
+
+#[test]
 fn promote_moves_the_role_twenty_times_under_a_writer_that_loses_nothing() {
     let (_consul, nodes) = cluster(2);
     let done = std::sync::atomic::AtomicBool::new(false);
-    let mut longest = std::time::Duration::ZERO;
+    let mut longest = Duration::ZERO;
     let acked = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let mut acked = Vec::new();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::consul::{Consul, loopback_ip};
-use super::daemon::{Daemon, done, eventually, info, litefs};
+use super::daemon::{Daemon, done, eventually, free_ports, info, litefs};
 use super::nodes::{KEY, TestNode};
 
 /// A daemon's configuration.
@@ -77,6 +77,31 @@ fn another_node_takes_over_from_a_primary_that_is_killed() {
 }
 
 #[test]
+fn a_primary_that_was_stopped_for_long_wakes_up_as_a_replica() {
+    let (consul, dir) = (Consul::start(), tempfile::tempdir().unwrap());
+    let setup = Setup::new(&consul, dir.path());
+    let daemon = setup.primary(dir.path());
+    let node = replica(&consul);
+    let signal = |signal: &str| {
+        let pid = daemon.pid().to_string();
+        let kill = std::process::Command::new("kill").args([signal, &pid]).status();
+        assert!(kill.unwrap().success());
+    };
+    let began = Instant::now();
+    signal("-STOP");
+    time_to_write(&node, began);
+    signal("-CONT");
+    eventually("it follows the new primary", || {
+        info(&setup.url).is_some_and(|info| info.primary.hostname == node.name())
+    });
+    assert!(node.is_primary());
+    let newest = node.position("db").unwrap().to_string();
+    eventually("it has what was committed meanwhile", || {
+        info(&setup.url).is_some_and(|info| info.databases["db"].position == newest)
+    });
+}
+
+#[test]
 fn a_primary_that_is_terminated_hands_over_first() {
     let (consul, dir) = (Consul::start(), tempfile::tempdir().unwrap());
     let setup = Setup::new(&consul, dir.path());
@@ -105,7 +130,8 @@ fn promote_on_the_command_line_moves_the_role_or_says_why_not() {
     let status = done(&["status", "--url", &setup.url]);
     assert!(status.contains("lease     consul, replica, epoch"), "{status}");
 
-    let output = litefs(&["promote", "--url", &setup.url.replace("20202", "20203")]);
+    let nobody = format!("http://127.0.0.1:{}", free_ports()[0]);
+    let output = litefs(&["promote", "--url", &nobody]);
     assert!(!output.status.success());
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("no node answers"), "{text}");
