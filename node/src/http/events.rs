@@ -8,6 +8,7 @@
 
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use litefs_store::{DbName, Event, Store, Subscription};
@@ -16,6 +17,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::info::DivergedInfo;
+use super::recent::Recent;
 use super::view::Role;
 use crate::lease::action::Transition;
 use litefs_ltx::format_timestamp;
@@ -26,6 +28,7 @@ const BACKLOG: usize = 1024;
 /// Spreads the store's events to the connected clients.
 pub(super) struct EventHub {
     lines: broadcast::Sender<Bytes>,
+    recent: Arc<Recent>,
     _subscription: Subscription,
 }
 
@@ -33,15 +36,59 @@ impl EventHub {
     pub(super) fn new(store: &Store) -> Self {
         let (lines, _) = broadcast::channel(BACKLOG);
         let (sender, dir) = (lines.clone(), store.dir().to_owned());
+        let recent: Arc<Recent> = Arc::default();
+        let memory = recent.clone();
         let subscription = store.subscribe(move |event| {
+            let is_transaction = matches!(event, Event::Position { .. });
             // Serializing for nobody would cost every commit.
-            if sender.receiver_count() > 0
-                && let Some(line) = store_event_line(&dir, event)
-            {
-                let _ = sender.send(line);
+            if is_transaction && sender.receiver_count() == 0 {
+                return;
+            }
+            let Some(line) = store_event_line(&dir, event) else { return };
+            if !is_transaction {
+                memory.note(line.clone());
+            }
+            let _ = sender.send(line);
+        });
+        Self { lines, recent, _subscription: subscription }
+    }
+
+    /// The last events, but for transactions, as JSON.
+    pub(super) fn recent(&self) -> String {
+        self.recent.json()
+    }
+
+    /// Remembers changes of roles too, until the node stops.
+    pub(super) fn remember_roles(
+        &self,
+        mut role: watch::Receiver<Role>,
+        mut transitions: Option<broadcast::Receiver<Transition>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let recent = self.recent.clone();
+        let mut shown = role.borrow_and_update().clone();
+        recent.note(role_line("init", &shown));
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    changed = role.changed() => match changed {
+                        Ok(()) => {
+                            let now = role.borrow_and_update().clone();
+                            if now.primary_hostname != shown.primary_hostname {
+                                recent.note(role_line("primaryChange", &now));
+                            }
+                            shown = now;
+                        }
+                        Err(_) => return,
+                    },
+                    transition = next(&mut transitions) => match transition {
+                        Some(transition) => recent.note(transition_line(&transition)),
+                        None => transitions = None,
+                    },
+                    () = super::stopped(&mut stop) => return,
+                }
             }
         });
-        Self { lines, _subscription: subscription }
     }
 
     /// Connected clients.

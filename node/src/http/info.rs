@@ -9,6 +9,7 @@ use litefs_store::{Database, DbName, Diverged};
 use serde::{Deserialize, Serialize};
 
 use super::view::{LeaseStatus, NodeView, ReplicaStatus};
+use crate::config::os_hostname;
 use crate::replication::confirm::ConfirmStatus;
 
 /// The answer of `GET /info`; `litefs-node status` reads it back.
@@ -29,6 +30,9 @@ pub struct Info {
     /// This node's id, 16 hex digits.
     #[serde(rename = "nodeID")]
     pub node_id: String,
+    /// This node's name.
+    #[serde(default)]
+    pub hostname: String,
     /// `primary`, `replica` (knows a primary) or `disconnected`.
     pub role: String,
     /// What the lease says of this node's part.
@@ -198,7 +202,9 @@ impl Info {
             (false, Some(_)) => "replica",
             (false, None) => "disconnected",
         };
+        let own_name = role.primary_hostname.clone().filter(|_| role.is_primary);
         Self {
+            hostname: own_name.or_else(os_hostname).unwrap_or_default(),
             cluster_id: store.cluster_id(),
             is_primary: role.is_primary,
             candidate: view.candidate(),

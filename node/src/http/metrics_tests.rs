@@ -119,7 +119,7 @@ fn fields(value: &serde_json::Value, found: &mut BTreeSet<String>) {
 #[test]
 fn each_field_of_the_status_is_documented() {
     let full = r#"{"clusterID":"C","isPrimary":false,"candidate":true,"path":"/d",
-        "primary":{"hostname":"h"},"nodeID":"1","role":"replica","disconnected":"x","lagMs":1,
+        "primary":{"hostname":"h"},"nodeID":"1","hostname":"h","role":"replica","disconnected":"x","lagMs":1,
         "lease":{"type":"consul","role":"replica","reason":"r","epoch":1,"rightLeftMs":1},
         "version":"1","replicas":[{"node":"1","hostname":"h","addr":"a","lagMs":1,
         "unacknowledgedTransactions":1}],"databases":{"a.db":{"position":"1/2","pageCount":1,

@@ -1,5 +1,5 @@
-//! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/promote`, `/handoff`, `/halt`, `/tx`, `/events` and
-//! `/metrics`.
+//! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/promote`, `/handoff`, `/halt`, `/tx`,
+//! `/events` and `/metrics`. Beside them `/events/recent`, and a status page at `/`.
 //!
 //! Every response carries `Litefs-Id` and, once known, `Litefs-Cluster-Id`. Who may ask what is in
 //! `access.rs`. Requests that a browser makes for a foreign page are refused: no `Origin` may be
@@ -15,8 +15,10 @@ mod health;
 mod info;
 mod lease;
 mod listen;
+mod recent;
 mod stall;
 mod transfer;
+mod ui;
 mod view;
 
 use std::io;
@@ -122,8 +124,10 @@ impl Api {
         proxy: Option<Arc<Proxy>>,
         stop: watch::Receiver<bool>,
     ) -> Self {
+        let events = Arc::new(EventHub::new(view.store()));
+        events.remember_roles(view.role(), view.transitions(), stop.clone());
         Self {
-            events: Arc::new(EventHub::new(view.store())),
+            events,
             exports: Arc::new(Semaphore::new(transfer::EXPORTS_MAX)),
             imports: Arc::new(Semaphore::new(transfer::IMPORTS_MAX)),
             halts: halt::Halts::default(),
@@ -173,6 +177,8 @@ impl IntoResponse for Failure {
 
 fn router(api: Api) -> Router {
     Router::new()
+        .route("/", get(ui::page))
+        .route("/ui", get(ui::page))
         .route("/info", get(get_info))
         .route("/export", get(transfer::export))
         .route("/import", post(transfer::import))
@@ -181,6 +187,7 @@ fn router(api: Api) -> Router {
         .route("/tx", post(halt::tx))
         .route("/handoff", post(lease::hand_over))
         .route("/events", get(get_events))
+        .route("/events/recent", get(get_recent_events))
         .route("/metrics", get(get_metrics))
         .route("/health", get(health::all))
         .route("/health/live", get(health::live))
@@ -243,6 +250,10 @@ async fn get_info(State(api): State<Api>) -> Result<Response, Failure> {
 async fn get_events(State(api): State<Api>) -> Response {
     let body = api.events.stream(api.view.role(), api.view.transitions(), api.stop.clone());
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+async fn get_recent_events(State(api): State<Api>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], api.events.recent()).into_response()
 }
 
 async fn get_metrics(State(api): State<Api>) -> Result<Response, Failure> {

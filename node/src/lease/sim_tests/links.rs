@@ -353,7 +353,7 @@ impl World {
         };
         let keeps = frame.kind == RecordKind::Snapshot && must_preserve(frame.base, here, is_ours);
         if keeps {
-            disk.preserve(db, None);
+            disk.preserve(db, following.upstream.common(db));
             self.reached.preserved += 1;
         }
         let applied = disk.apply(db, frame.kind, r);
@@ -378,7 +378,15 @@ impl World {
                 self.following(i).expect("linked").is_in_sync = true;
                 self.in_sync(i, primary.epoch);
             }
-            Action::WarnUnknown(_) => (),
+            Action::Sync => {
+                let data = &mut self.nodes[i].data;
+                let all = data.disk.databases();
+                all.iter().for_each(|db| data.disk.sync(db));
+                if let Some(following) = self.following(i) {
+                    following.upstream.handle_synced(all);
+                }
+            }
+            Action::WarnUnknown(_) | Action::NoTakeOver(_) => (),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use litefs_store::{
 
 use super::chance::{DriftClock, Random};
 use super::data::{Crash, Disk, Missing, Payload, Record};
-use crate::replication::standing::is_newest_foreign;
+use crate::replication::standing::{Received, came_from_primary};
 use crate::replication::wire::{MAX_POINTS, RecordKind};
 
 const PAGE: usize = 512;
@@ -212,18 +212,22 @@ impl Disk for Real {
     }
 
     fn points(&self, db: &DbName) -> Vec<Pos> {
-        self.database(db).map(|db| db.rewind_points(MAX_POINTS)).unwrap_or_default()
+        self.database(db).map(|db| db.history_points(MAX_POINTS)).unwrap_or_default()
     }
 
     fn is_newest_foreign(&self, db: &DbName) -> bool {
-        self.database(db).is_some_and(|db| is_newest_foreign(&self.store, &db))
+        let received = Received::new();
+        self.database(db).is_some_and(|db| came_from_primary(&self.store, &db, &received))
     }
 
     fn kept(&self) -> Vec<(DbName, Pos, Pos)> {
         let mut kept = Vec::new();
         for db in self.store.databases() {
-            for dir in db.diverged().expect("the disk works") {
-                kept.extend(self.ranges_in(db.name(), &dir));
+            for diverged in db.diverged().expect("the disk works") {
+                let records = diverged.records(&self.disk).expect("the disk works");
+                let whole = diverged.whole_file().filter(|_| records.is_empty());
+                let files = records.into_iter().chain(whole);
+                kept.extend(files.map(|path| self.range_of(db.name(), &path)));
             }
         }
         kept
@@ -251,27 +255,22 @@ impl Disk for Real {
 }
 
 impl Real {
-    /// The range of one directory under `diverged`, read from its files.
-    fn ranges_in(&self, db: &DbName, dir: &PathBuf) -> Vec<(DbName, Pos, Pos)> {
-        let names = self.disk.list(dir).expect("the disk works");
-        let read = |name: &String| {
-            let path = dir.join(name);
-            let file = self.disk.open(&path, litefs_store::OpenMode::Read).expect("it is there");
-            let mut bytes = vec![0; file.len().expect("the disk works") as usize];
-            file.read_at(&mut bytes, 0).expect("the disk works");
-            let mut decoder = Decoder::new(&bytes[..]).expect("a record");
-            let header: Header = *decoder.header();
-            let mut page = vec![0; header.page_size.len()];
-            while decoder.next_page(&mut page).expect("a whole record").is_some() {}
-            let trailer = decoder.finish().expect("a record that verifies");
-            let before = Txid::new(header.min_txid.get() - 1);
-            let base = match header.min_txid.get() {
-                1 => Pos::ZERO,
-                _ => Pos::new(before, header.pre_apply),
-            };
-            (db.clone(), base, Pos::new(header.max_txid, trailer.post_apply))
+    /// The range of one file under `diverged`.
+    fn range_of(&self, db: &DbName, path: &Path) -> (DbName, Pos, Pos) {
+        let file = self.disk.open(path, litefs_store::OpenMode::Read).expect("it is there");
+        let mut bytes = vec![0; file.len().expect("the disk works") as usize];
+        file.read_at(&mut bytes, 0).expect("the disk works");
+        let mut decoder = Decoder::new(&bytes[..]).expect("a record");
+        let header: Header = *decoder.header();
+        let mut page = vec![0; header.page_size.len()];
+        while decoder.next_page(&mut page).expect("a whole record").is_some() {}
+        let trailer = decoder.finish().expect("a record that verifies");
+        let before = Txid::new(header.min_txid.get() - 1);
+        let base = match header.min_txid.get() {
+            1 => Pos::ZERO,
+            _ => Pos::new(before, header.pre_apply),
         };
-        names.iter().map(read).collect()
+        (db.clone(), base, Pos::new(header.max_txid, trailer.post_apply))
     }
 }
 
