@@ -378,7 +378,12 @@ impl World {
                 self.following(i).expect("linked").is_in_sync = true;
                 self.in_sync(i, primary.epoch);
             }
-            Action::WarnUnknown(_) => (),
+            Action::Sync => {
+                let all = self.nodes[i].data.disk.databases();
+                self.following(i).expect("linked").upstream.handle_synced(all);
+            }
+            // The machines of this simulation ask each other without the wire.
+            Action::WarnUnknown(_) | Action::NoTakeOver(_) => (),
         }
     }
 
