@@ -84,6 +84,11 @@ impl NodeView for TestNode {
 }
 
 impl TestNode {
+    pub(crate) fn new(store: Store, role: Role) -> Self {
+        let transitions = tokio::sync::broadcast::Sender::new(4);
+        Self { store, role: watch::Sender::new(role), transitions }
+    }
+
     fn fixed(&self) -> LeaseStatus {
         LeaseStatus::fixed(self.role.borrow().is_primary, 3)
     }
@@ -117,9 +122,7 @@ impl Fixture {
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("data")).unwrap();
-        let role = watch::Sender::new(primary());
-        let transitions = tokio::sync::broadcast::Sender::new(4);
-        let node = Arc::new(TestNode { store, role, transitions });
+        let node = Arc::new(TestNode::new(store, primary()));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let server = serve(&node, listener);

@@ -96,8 +96,7 @@ impl Place {
     fn start_before(app: App, role: Role, change: impl FnOnce(&mut ProxyConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("data")).unwrap();
-        let transitions = tokio::sync::broadcast::Sender::new(4);
-        let node = Arc::new(TestNode { store, role: watch::Sender::new(role), transitions });
+        let node = Arc::new(TestNode::new(store, role));
         let mut config =
             ProxyConfig::new(([127, 0, 0, 1], 0).into(), &app.addr.to_string(), "a.db").unwrap();
         config.primary_redirect_timeout = Duration::from_millis(500);

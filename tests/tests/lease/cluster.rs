@@ -89,6 +89,7 @@ fn promote_moves_the_role_twenty_times_under_a_writer_that_loses_nothing() {
     let done = std::sync::atomic::AtomicBool::new(false);
     let mut longest = Duration::ZERO;
     let acked = std::thread::scope(|scope| {
+        let _stop = StopWhenDropped(&done);
         let writer = scope.spawn(|| {
             let mut acked = Vec::new();
             let mut id = 0_i64;
@@ -120,6 +121,15 @@ fn promote_moves_the_role_twenty_times_under_a_writer_that_loses_nothing() {
     println!("{} commits, longest write gap {gap:?}, longest promote {longest:?}", acked.len());
     for node in &nodes {
         assert_eq!(node.count(), acked.len() as i64);
+    }
+}
+
+/// So that a failed test ends.
+struct StopWhenDropped<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for StopWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 }
 

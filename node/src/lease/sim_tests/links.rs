@@ -386,6 +386,7 @@ impl World {
                     following.upstream.handle_synced(all);
                 }
             }
+            // The machines of this simulation ask each other without the wire.
             Action::WarnUnknown(_) | Action::NoTakeOver(_) => (),
         }
     }

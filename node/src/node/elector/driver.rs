@@ -25,6 +25,8 @@ use crate::replication::standing;
 
 /// What the store holds is looked at this often, if it has changed.
 const STANDING_INTERVAL: Duration = Duration::from_millis(250);
+/// A replica that asks for the role and does not get it is told so after this time.
+const TAKE_OVER_PATIENCE: Duration = Duration::from_millis(500);
 /// A primary that shuts down and has replicas waits this long for one that may take over.
 const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -47,9 +49,18 @@ pub(super) struct Driver {
     troubles: BTreeMap<&'static str, String>,
     promotions: Vec<Reply>,
     hand_overs: Vec<Reply>,
+    /// Replicas that ask for the role.
+    take_overs: BTreeMap<u64, TakeOver>,
     /// Sync sets that are not known in Consul yet; only the last one will be.
     sync_sets: Vec<(BTreeSet<u64>, Published)>,
     leaving: Option<Leaving>,
+}
+
+/// A replica's wish for the role.
+struct TakeOver {
+    /// When it is refused at the latest.
+    until: Duration,
+    refuse: Box<dyn FnOnce(&str) + Send>,
 }
 
 /// How the node shuts down.
@@ -83,6 +94,7 @@ impl Driver {
             troubles: BTreeMap::new(),
             promotions: Vec::new(),
             hand_overs: Vec::new(),
+            take_overs: BTreeMap::new(),
             sync_sets: Vec::new(),
             leaving: None,
             shared,
@@ -107,6 +119,7 @@ impl Driver {
         let mut look = tokio::time::interval(STANDING_INTERVAL);
         while self.machine.role() != Role::Stopped {
             self.advance_leaving();
+            self.grant_take_overs();
             self.drain();
             let wait = self.machine.poll_timeout().saturating_sub(self.now());
             if self.leaving.as_ref().is_some_and(|leaving| self.now() >= leaving.give_up_at) {
@@ -264,9 +277,10 @@ impl Driver {
         let now = self.now();
         match event {
             Event::TakeOver { node, refuse } => {
-                if let Err(reason) = self.machine.handle_take_over(now, node) {
-                    refuse(&reason);
-                }
+                // One wish of a node is enough.
+                let until = now + TAKE_OVER_PATIENCE;
+                self.take_overs.insert(node, TakeOver { until, refuse });
+                self.grant_take_overs();
             }
             Event::Promote(reply) => match self.machine.handle_promote(now) {
                 Ok(Promotion::Wanted) => self.promotions.push(reply),
@@ -292,6 +306,19 @@ impl Driver {
                 });
             }
             _ => (),
+        }
+    }
+
+    /// What a replica wrote into Consul just before it asked may not have come here yet: it is
+    /// refused only after a while.
+    fn grant_take_overs(&mut self) {
+        let now = self.now();
+        for (node, take_over) in std::mem::take(&mut self.take_overs) {
+            match self.machine.handle_take_over(now, node) {
+                Ok(()) => (),
+                Err(reason) if now >= take_over.until => (take_over.refuse)(&reason),
+                Err(_) => drop(self.take_overs.insert(node, take_over)),
+            }
         }
     }
 
