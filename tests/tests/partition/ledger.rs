@@ -75,13 +75,18 @@ pub type Row = (i64, i64);
 /// All attempts on all nodes. Clones are the same ledger.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
-    /// An I/O error may say that the outcome is not known: with `replication.mode: sync`.
-    pub is_unsure: bool,
+    /// An I/O error may say that the outcome is not known.
+    is_unsure: bool,
     attempts: Arc<Mutex<BTreeMap<i64, Attempt>>>,
     kills: Arc<Mutex<Vec<(usize, Moment)>>>,
 }
 
 impl Ledger {
+    /// With `replication.mode: sync`, an I/O error may say that the outcome is not known.
+    pub fn new(is_sync: bool) -> Self {
+        Self { is_unsure: is_sync, ..Self::default() }
+    }
+
     /// Takes note of what a writer said of a row: `begin ID TIME`, `acked ID TIME`, or `refused ID
     /// TIME WHY`.
     pub fn note(&self, node: usize, line: &str) {
