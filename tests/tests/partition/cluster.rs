@@ -89,16 +89,18 @@ impl Cluster {
         let node = |number| Node::new(number, dir.path(), &lab, face, settings);
         let nodes = (0..NODES).map(node).collect();
         let name = format!("{name}, {face:?}");
-        let is_unsure = settings.contains("mode: sync");
-        let (ledger, kept) = (Ledger::new(is_unsure), Vec::new());
+        let (ledger, kept) = (Ledger::new(settings.contains("mode: sync")), Vec::new());
         let mut cluster = Self { ledger, nodes, consul, lab, face, name, kept, dir };
         cluster.start_node(0);
-        cluster.eventually("node 0 commits", |cluster| cluster.ledger.last_ack(0).is_some());
+        cluster.eventually("node 0 is primary", |cluster| {
+            cluster.info(0).is_some_and(|info| info.is_primary)
+        });
         cluster.start_node(1);
         cluster.start_node(2);
         cluster.eventually("the others follow node 0", |cluster| {
             cluster.info(0).is_some_and(|info| info.is_primary && info.replicas.len() == NODES - 1)
         });
+        cluster.eventually("node 0 commits", |cluster| cluster.ledger.last_ack(0).is_some());
         cluster.run(Duration::from_millis(500));
         cluster
     }

@@ -75,16 +75,16 @@ pub type Row = (i64, i64);
 /// All attempts on all nodes. Clones are the same ledger.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
-    /// An I/O error may say that the outcome is not known: with `replication.mode: sync`.
+    /// An I/O error may say that the outcome is not known.
     is_unsure: bool,
     attempts: Arc<Mutex<BTreeMap<i64, Attempt>>>,
     kills: Arc<Mutex<Vec<(usize, Moment)>>>,
 }
 
 impl Ledger {
-    /// `is_unsure`: an I/O error may mean a commit that was made.
-    pub fn new(is_unsure: bool) -> Self {
-        Self { is_unsure, ..Self::default() }
+    /// With `replication.mode: sync`, an I/O error may say that the outcome is not known.
+    pub fn new(is_sync: bool) -> Self {
+        Self { is_unsure: is_sync, ..Self::default() }
     }
 
     /// Takes note of what a writer said of a row: `begin ID TIME`, `acked ID TIME`, or `refused ID
