@@ -213,7 +213,8 @@ impl Quorum {
             synced: HashMap::new(),
             lacking: HashMap::new(),
         };
-        for (db, pos) in newest {
+        // Of a database without a transaction there is nothing to have.
+        for (db, pos) in newest.iter().filter(|(_, pos)| !pos.is_zero()) {
             self.newest.insert(db.clone(), pos.txid);
             replica.expect(now, db, pos.txid);
         }
