@@ -19,10 +19,15 @@ const LIMIT: Duration = Duration::from_secs(60);
 const TOKEN: &str = "the-right-token-0123456789";
 
 /// Each endpoint, and whether it is open to everybody. `POST` brings a database.
-const ENDPOINTS: [(&str, &str, bool); 8] = [
+const ENDPOINTS: [(&str, &str, bool); 13] = [
     ("GET", "/info", false),
     ("GET", "/export?name=a.db", false),
     ("POST", "/import?name=new.db", false),
+    ("POST", "/promote", false),
+    ("POST", "/handoff?nodeID=7", false),
+    ("POST", "/halt?name=a.db&id=1", false),
+    ("POST", "/tx?name=a.db&lockID=1", false),
+    ("DELETE", "/halt?name=a.db&id=1", false),
     ("GET", "/events", false),
     ("GET", "/metrics", false),
     ("GET", "/health", true),
@@ -233,8 +238,9 @@ async fn try_everything(place: &Place, may: impl Fn(Shown) -> bool) {
             assert!([403, 0].contains(&status), "{shown:?} {path}: {status}");
         }
         for name in TRAVERSALS {
-            for (method, verb) in [("POST", "import"), ("GET", "export")] {
-                let status = place.ask(shown, method, &format!("/{verb}?name={name}"), "").await;
+            for (method, verb) in [("POST", "import"), ("GET", "export"), ("POST", "halt")] {
+                let status =
+                    place.ask(shown, method, &format!("/{verb}?id=1&name={name}"), "").await;
                 let expected: &[u16] = if may(shown) { &[400] } else { &[401, 403, 0] };
                 assert!(expected.contains(&status), "{shown:?} {method} {name}: {status}");
             }

@@ -1,4 +1,4 @@
-//! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/promote`, `/handoff`, `/events` and
+//! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/promote`, `/handoff`, `/halt`, `/tx`, `/events` and
 //! `/metrics`.
 //!
 //! Every response carries `Litefs-Id` and, once known, `Litefs-Cluster-Id`. Who may ask what is in
@@ -10,6 +10,7 @@
 
 mod access;
 mod events;
+mod halt;
 mod health;
 mod info;
 mod lease;
@@ -108,6 +109,7 @@ struct Api {
     events: Arc<EventHub>,
     exports: Arc<Semaphore>,
     imports: Arc<Semaphore>,
+    halts: halt::Halts,
     access: Arc<Access>,
     proxy: Option<Arc<Proxy>>,
     stop: watch::Receiver<bool>,
@@ -124,6 +126,7 @@ impl Api {
             events: Arc::new(EventHub::new(view.store())),
             exports: Arc::new(Semaphore::new(transfer::EXPORTS_MAX)),
             imports: Arc::new(Semaphore::new(transfer::IMPORTS_MAX)),
+            halts: halt::Halts::default(),
             view,
             access,
             proxy,
@@ -174,6 +177,8 @@ fn router(api: Api) -> Router {
         .route("/export", get(transfer::export))
         .route("/import", post(transfer::import))
         .route("/promote", post(lease::promote))
+        .route("/halt", post(halt::halt).delete(halt::release))
+        .route("/tx", post(halt::tx))
         .route("/handoff", post(lease::hand_over))
         .route("/events", get(get_events))
         .route("/metrics", get(get_metrics))

@@ -140,7 +140,7 @@ impl Fixture {
         tokio::time::timeout(LIMIT, sender.send_request(request)).await.unwrap().unwrap()
     }
 
-    async fn call(&self, method: &str, path: &str, body: &[u8]) -> (StatusCode, Bytes) {
+    pub(crate) async fn call(&self, method: &str, path: &str, body: &[u8]) -> (StatusCode, Bytes) {
         let response = self.send(request(method, path, body)).await;
         let status = response.status();
         (status, response.into_body().collect().await.unwrap().to_bytes())

@@ -39,13 +39,12 @@ pub(super) struct NameQuery {
     name: String,
 }
 
-impl NameQuery {
-    fn db_name(&self) -> Result<DbName, Failure> {
-        if self.name.is_empty() {
-            return Err(Failure::new(StatusCode::BAD_REQUEST, "name required"));
-        }
-        DbName::new(&self.name).map_err(|e| Failure::new(StatusCode::BAD_REQUEST, e))
+/// The database that a query names.
+pub(super) fn db_name(name: &str) -> Result<DbName, Failure> {
+    if name.is_empty() {
+        return Err(Failure::new(StatusCode::BAD_REQUEST, "name required"));
     }
+    DbName::new(name).map_err(|e| Failure::new(StatusCode::BAD_REQUEST, e))
 }
 
 /// Streams a database at its newest position.
@@ -53,7 +52,7 @@ pub(super) async fn export(
     State(api): State<Api>,
     Query(query): Query<NameQuery>,
 ) -> Result<Response, Failure> {
-    let name = query.db_name()?;
+    let name = db_name(&query.name)?;
     let permit = take(&api.exports, "exports")?;
     let database = existing(api.view.store(), &name)?;
     let snapshot = run_blocking(move || database.snapshot()).await?.map_err(Failure::from_store)?;
@@ -80,13 +79,11 @@ pub(super) async fn import(
     Query(query): Query<NameQuery>,
     body: Body,
 ) -> Result<Response, Failure> {
-    let name = query.db_name()?;
+    let name = db_name(&query.name)?;
     api.require_primary()?;
     let permit = take(&api.imports, "imports")?;
     let store = api.view.store().clone();
-    let dir = store.dir().to_owned();
-    let spool = run_blocking(move || tempfile::tempfile_in(dir)).await?.map_err(spool_failed)?;
-    let mut spool = receive(body, spool).await?;
+    let mut spool = spool_body(&api, body, SQLITE_MAGIC, not_sqlite).await?;
     // The role may have changed during a long upload.
     api.require_primary()?;
     let started_with = name.clone();
@@ -100,21 +97,29 @@ pub(super) async fn import(
     Ok(StatusCode::OK.into_response())
 }
 
-/// Writes the body to `spool` and rewinds it. Refuses what cannot be a database early.
-async fn receive(mut body: Body, spool: File) -> Result<File, Failure> {
+/// Writes the body to an unnamed file in the data directory. Refuses early what does not begin with
+/// `magic`.
+pub(super) async fn spool_body(
+    api: &Api,
+    mut body: Body,
+    magic: &[u8],
+    refuse: impl Fn() -> Failure,
+) -> Result<File, Failure> {
+    let dir = api.view.store().dir().to_owned();
+    let spool = run_blocking(move || tempfile::tempfile_in(dir)).await?.map_err(spool_failed)?;
     let mut spool = tokio::fs::File::from_std(spool);
-    let mut head = Vec::with_capacity(SQLITE_MAGIC.len());
+    let mut head = Vec::with_capacity(magic.len());
     while let Some(frame) = next_frame(&mut body).await? {
-        if head.len() < SQLITE_MAGIC.len() {
-            head.extend(frame.iter().take(SQLITE_MAGIC.len() - head.len()));
-            if !SQLITE_MAGIC.starts_with(&head) {
-                return Err(not_sqlite());
+        if head.len() < magic.len() {
+            head.extend(frame.iter().take(magic.len() - head.len()));
+            if !magic.starts_with(&head) {
+                return Err(refuse());
             }
         }
         spool.write_all(&frame).await.map_err(spool_failed)?;
     }
-    if head.len() < SQLITE_MAGIC.len() {
-        return Err(not_sqlite());
+    if head.len() < magic.len() {
+        return Err(refuse());
     }
     spool.flush().await.map_err(spool_failed)?;
     let mut spool = spool.into_std().await;

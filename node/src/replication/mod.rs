@@ -48,7 +48,7 @@ pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 pub const MAX_DATABASES: usize = 100_000;
 
 /// The wall clock, ms since 1970; only for people to read, never to decide by.
-fn wall_ms() -> i64 {
+pub(crate) fn wall_ms() -> i64 {
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since_1970.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
