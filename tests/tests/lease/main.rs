@@ -3,6 +3,7 @@
 #[path = "../support/consul.rs"]
 mod consul;
 #[path = "../support/daemon.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod daemon;
 
 mod client;

@@ -46,7 +46,7 @@ fn a_node_without_data_never_takes_the_lease_of_a_cluster() {
     let (consul, mut nodes) = cluster(1);
     nodes[0].stop();
     let empty = TestNode::start(&consul);
-    eventually("it says why", || lease(&empty).reason.contains("must follow a primary"));
+    eventually("it says why", || lease(&empty).reason.contains("this node is new"));
     assert!(!empty.is_primary());
     assert_eq!(empty.store().cluster_id(), None);
     // The one with the data comes back and serves it.

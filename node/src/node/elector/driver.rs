@@ -25,6 +25,8 @@ use crate::replication::standing;
 
 /// What the store holds is looked at this often, if it has changed.
 const STANDING_INTERVAL: Duration = Duration::from_millis(250);
+/// An operator who wants the role here and cannot have it is told so after this time.
+const PROMOTE_PATIENCE: Duration = Duration::from_secs(2);
 /// A replica that asks for the role and does not get it is told so after this time.
 const TAKE_OVER_PATIENCE: Duration = Duration::from_millis(500);
 /// A primary that shuts down and has replicas waits this long for one that may take over.
@@ -47,6 +49,9 @@ pub(super) struct Driver {
     in_sync: bool,
     /// What Consul did not do when it was last asked to, and why.
     troubles: BTreeMap<&'static str, String>,
+    /// Wishes for the role that cannot be granted yet, and until when they may.
+    wished: Vec<(Duration, Reply)>,
+    /// Wishes that the primary is being asked about.
     promotions: Vec<Reply>,
     hand_overs: Vec<Reply>,
     /// Replicas that ask for the role.
@@ -92,6 +97,7 @@ impl Driver {
             term: standing::Standing::of(shared.store.dir()).term(),
             in_sync: false,
             troubles: BTreeMap::new(),
+            wished: Vec::new(),
             promotions: Vec::new(),
             hand_overs: Vec::new(),
             take_overs: BTreeMap::new(),
@@ -119,6 +125,7 @@ impl Driver {
         let mut look = tokio::time::interval(STANDING_INTERVAL);
         while self.machine.role() != Role::Stopped {
             self.advance_leaving();
+            self.grant_promotions();
             self.grant_take_overs();
             self.drain();
             let wait = self.machine.poll_timeout().saturating_sub(self.now());
@@ -282,11 +289,10 @@ impl Driver {
                 self.take_overs.insert(node, TakeOver { until, refuse });
                 self.grant_take_overs();
             }
-            Event::Promote(reply) => match self.machine.handle_promote(now) {
-                Ok(Promotion::Wanted) => self.promotions.push(reply),
-                Ok(Promotion::Already) => answer(reply, Ok(())),
-                Err(reason) => answer(reply, Err(reason)),
-            },
+            Event::Promote(reply) => {
+                self.wished.push((now + PROMOTE_PATIENCE, reply));
+                self.grant_promotions();
+            }
             Event::HandOver { node, reply } => match self.machine.handle_take_over(now, node) {
                 Ok(()) => self.hand_overs.push(reply),
                 Err(reason) => answer(reply, Err(reason)),
@@ -306,6 +312,19 @@ impl Driver {
                 });
             }
             _ => (),
+        }
+    }
+
+    /// A node that is still connecting to the primary is refused only after a while.
+    fn grant_promotions(&mut self) {
+        let now = self.now();
+        for (until, reply) in std::mem::take(&mut self.wished) {
+            match self.machine.handle_promote(now) {
+                Ok(Promotion::Wanted) => self.promotions.push(reply),
+                Ok(Promotion::Already) => answer(reply, Ok(())),
+                Err(reason) if now >= until => answer(reply, Err(reason)),
+                Err(_) => self.wished.push((until, reply)),
+            }
         }
     }
 
