@@ -19,7 +19,7 @@ use report::Report;
 
 type Bench = fn(&std::path::Path, &mut Report);
 
-const BENCHES: [(&str, Bench); 9] = [
+const BENCHES: [(&str, Bench); 10] = [
     ("disk", commits::disk),
     ("commits", commits::single_rows),
     ("bulk", commits::bulk),
@@ -27,6 +27,7 @@ const BENCHES: [(&str, Bench); 9] = [
     ("beside", reads::beside_a_writer),
     ("start", start::open_a_gigabyte),
     ("delay", replication::delay),
+    ("confirmed", replication::confirmed),
     ("catchup", replication::catching_up),
     ("mount", mount::all),
 ];

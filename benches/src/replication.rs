@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use litefs_node::config::{OnTimeout, ReplicationMode, SyncSettings};
 use litefs_node::{Config, Node};
 use litefs_vfs::rusqlite::Connection;
 
@@ -11,15 +12,23 @@ use crate::report::{Report, percentile};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn primary(dir: &Path) -> Node {
+    primary_with(dir, ReplicationMode::Async)
+}
+
+fn primary_with(dir: &Path, mode: ReplicationMode) -> Node {
     let any = "127.0.0.1:0".parse().expect("an address");
-    Node::start(Config::new(dir).listen(any)).expect("a primary")
+    Node::start(Config::new(dir).listen(any).replicating(mode)).expect("a primary")
 }
 
 fn replica(dir: &Path, of: &Node) -> Node {
+    replica_with(dir, of, ReplicationMode::Async)
+}
+
+fn replica_with(dir: &Path, of: &Node, mode: ReplicationMode) -> Node {
     let any = "127.0.0.1:0".parse().expect("an address");
     let url = format!("http://{}", of.addr());
-    let config = Config::new(dir).listen(any).replica_of(&url).expect("a replica's settings");
-    Node::start(config).expect("a replica")
+    let config = Config::new(dir).listen(any).replicating(mode);
+    Node::start(config.replica_of(&url).expect("a replica's settings")).expect("a replica")
 }
 
 fn wait(primary: &Node, replica: &Node) {
@@ -61,6 +70,54 @@ fn delays(connection: &Connection, primary: &Node, replica: &Node) -> Vec<f64> {
         std::thread::sleep(Duration::from_micros(500));
     }
     delays
+}
+
+/// What a commit takes that a replica must have on disk, beside one for which its own disk is
+/// enough: in turns, each on a primary with its replica.
+pub fn confirmed(dir: &Path, report: &mut Report) {
+    let settings =
+        SyncSettings { replicas: 1, timeout: Duration::from_secs(5), on_timeout: OnTimeout::Wait };
+    let memory = tempfile::tempdir_in("/dev/shm").ok();
+    let places = [Some(("disk", dir)), memory.as_ref().map(|dir| ("tmpfs", dir.path()))];
+    for (place, dir) in places.into_iter().flatten() {
+        let pairs = [ReplicationMode::Async, ReplicationMode::Sync(settings)].map(|mode| {
+            let dir = dir.join(mode.name());
+            let primary = primary_with(&dir.join("primary"), mode);
+            let replica = replica_with(&dir.join("replica"), &primary, mode);
+            let connection = primary.open("app.db").expect("a connection");
+            connection
+                .execute_batch("PRAGMA synchronous=FULL; CREATE TABLE t(v)")
+                .expect("a table");
+            wait(&primary, &replica);
+            (connection, primary, replica)
+        });
+        let mut times = [Vec::new(), Vec::new()];
+        for slice in 0..40 {
+            for turn in 0..2 {
+                let side = (slice + turn) % 2;
+                times[side].extend(commit_times(&pairs[side].0));
+            }
+        }
+        for (what, share) in [("p50", 0.5), ("p99", 0.99)] {
+            let [without, with] = times.each_ref().map(|times| percentile(times, share));
+            report.row(
+                &format!("commit, FULL, replication.mode async | sync, {place}, {what}"),
+                format!("async {without:.3} ms"),
+                format!("sync {with:.3} ms"),
+                format!("{:.2} x", with / without),
+            );
+        }
+    }
+}
+
+fn commit_times(connection: &Connection) -> Vec<f64> {
+    let mut insert = connection.prepare("INSERT INTO t VALUES (randomblob(100))").expect("SQL");
+    let time = |_| {
+        let start = Instant::now();
+        insert.execute([]).expect("a commit");
+        start.elapsed().as_secs_f64() * 1e3
+    };
+    (0..50).map(time).collect()
 }
 
 /// A new replica of 1 GB; then one that was away while much was committed.

@@ -10,23 +10,29 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 
-use fuser::Errno;
+use fuser::{Errno, INodeNo};
 use litefs_store::{DbName, Unconfirmed, WriteGate};
 use parking_lot::Mutex;
 
 use crate::db::Result;
 use crate::errno::log_once;
+use crate::locks::Lock;
+use crate::name::DbFile;
 use crate::pool::{Lane, Pool};
 use crate::requests::Mounted;
+use crate::tree::Node;
+
+/// A database to which a request has committed, and what has to be confirmed before its answer.
+type Committed = (DbName, Option<Unconfirmed>);
 
 thread_local! {
-    /// What the request that this thread serves has committed and not confirmed.
-    static UNCONFIRMED: RefCell<Vec<Unconfirmed>> = const { RefCell::new(Vec::new()) };
+    /// What the request that this thread serves has committed.
+    static COMMITTED: RefCell<Vec<Committed>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The request that this thread serves has committed; its answer waits for what is unconfirmed.
-pub(crate) fn answer_later(unconfirmed: Option<Unconfirmed>) {
-    UNCONFIRMED.with_borrow_mut(|all| all.extend(unconfirmed));
+/// The request that this thread serves has committed to a database.
+pub(crate) fn note_commit(db: &DbName, unconfirmed: Option<Unconfirmed>) {
+    COMMITTED.with_borrow_mut(|all| all.push((db.clone(), unconfirmed)));
 }
 
 /// Does what a request asks for, and then, maybe later, answers it.
@@ -72,6 +78,25 @@ impl Committing {
         }
     }
 
+    /// Serves a request for a lock. One with which a transaction would begin better waits here than
+    /// in the middle of it, where clients that read may have to wait with it.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        ino: INodeNo,
+        lock: &Lock,
+        request: impl FnOnce(&Mounted) + Send + 'static,
+    ) {
+        match self.mounted.tree.node(ino.0) {
+            Ok(Node::Db(_, db, DbFile::Part(part)))
+                if self.gate().is_held() && db.begins_to_write(part, lock) =>
+            {
+                let request = move |mounted: &Arc<Mounted>| request(mounted);
+                self.keep(Some(db.lane.clone()), Box::new(request));
+            }
+            _ => request(&self.mounted),
+        }
+    }
+
     fn keep(self: &Arc<Self>, lane: Option<Arc<Lane>>, request: Request) {
         let mut held = self.held.lock();
         if !held.watched {
@@ -89,7 +114,7 @@ impl Committing {
         let all = self.clone();
         let watch = move || {
             while let Some(requests) = all.next_batch() {
-                requests.into_iter().for_each(|(lane, request)| all.begin(lane, request));
+                requests.into_iter().for_each(|(lane, request)| all.resume(lane, request));
             }
         };
         thread::Builder::new().name("fuse held".to_owned()).spawn(watch).map(drop)
@@ -103,18 +128,18 @@ impl Committing {
         held.watched.then(|| std::mem::take(&mut held.requests))
     }
 
-    fn begin(self: &Arc<Self>, lane: Option<Arc<Lane>>, request: Request) {
+    fn resume(self: &Arc<Self>, lane: Option<Arc<Lane>>, request: Request) {
         let all = self.clone();
         match lane {
             Some(lane) => {
                 let again = lane.clone();
-                lane.run(&self.pool, move || all.begin_here(Some(again), request));
+                lane.run(&self.pool, move || all.resume_here(Some(again), request));
             }
-            None => self.pool.run(move || all.begin_here(None, request)),
+            None => self.pool.run(move || all.resume_here(None, request)),
         }
     }
 
-    fn begin_here(self: &Arc<Self>, lane: Option<Arc<Lane>>, request: Request) {
+    fn resume_here(self: &Arc<Self>, lane: Option<Arc<Lane>>, request: Request) {
         match self.gate().try_pass() {
             Some(_pass) => request(&self.mounted),
             None => self.keep(lane, request),
@@ -122,19 +147,19 @@ impl Committing {
     }
 }
 
-/// Does what the request asks for; answers it when everything that it committed is confirmed.
+/// Does what the request asks for; answers it when everything that it committed is confirmed, and
+/// only if commits are still allowed then.
 pub(crate) fn commit<T: Send + 'static>(
     mounted: &Arc<Mounted>,
     act: impl FnOnce(&Mounted) -> Result<T>,
     answer: impl FnOnce(Result<T>) + Send + 'static,
 ) {
     let result = act(mounted);
-    let unconfirmed = UNCONFIRMED.take();
+    let committed = COMMITTED.take();
     match result {
-        Ok(value) if !unconfirmed.is_empty() => {
-            let mounted = mounted.clone();
+        Ok(value) if !committed.is_empty() => {
             let confirmed = move |outcome: Result<()>| answer(outcome.map(|()| value));
-            confirm(mounted, unconfirmed, Box::new(confirmed));
+            confirm(mounted.clone(), committed, Box::new(confirmed));
         }
         result => answer(result),
     }
@@ -143,23 +168,29 @@ pub(crate) fn commit<T: Send + 'static>(
 type Confirmed = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// Has one after the other confirmed.
-fn confirm(mounted: Arc<Mounted>, mut unconfirmed: Vec<Unconfirmed>, answer: Confirmed) {
-    let Some(last) = unconfirmed.pop() else { return answer(Ok(())) };
-    let name = last.db().clone();
-    last.then(move |outcome| match outcome {
-        Ok(_) => confirm(mounted, unconfirmed, answer),
+fn confirm(mounted: Arc<Mounted>, mut committed: Vec<Committed>, answer: Confirmed) {
+    let waits = committed.iter_mut().find_map(|(_, unconfirmed)| unconfirmed.take());
+    let Some(unconfirmed) = waits else {
+        let is_open = mounted.tree.shared().store.gate().is_open();
+        return end(&mounted, &committed, is_open, answer);
+    };
+    unconfirmed.then(move |outcome| match outcome {
+        Ok(_) => confirm(mounted, committed, answer),
         Err(error) => {
             log_once(&error.to_string());
-            unconfirmed.iter().for_each(|other| refuse(&mounted, other.db()));
-            refuse(&mounted, &name);
-            answer(Err(Errno::EIO));
+            end(&mounted, &committed, false, answer);
         }
     });
 }
 
-/// The client learns that its commit failed, and it is in the log.
-fn refuse(mounted: &Mounted, name: &DbName) {
-    if let Some(db) = mounted.database(name) {
-        db.commit_not_answered();
+fn end(mounted: &Mounted, committed: &[Committed], well: bool, answer: Confirmed) {
+    if well {
+        return answer(Ok(()));
     }
+    // The clients learn that their commits failed, and they are in the log.
+    committed.iter().filter_map(|(name, _)| mounted.database(name)).for_each(|db| {
+        tracing::warn!(db = %db.name(), "a transaction was committed and not acknowledged");
+        db.commit_not_answered();
+    });
+    answer(Err(Errno::EIO));
 }

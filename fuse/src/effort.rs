@@ -1,4 +1,4 @@
-//! Which thread answers a request.
+//! Where a request is answered: on the thread that takes them all, or on another.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub(crate) struct Wait {
 }
 
 impl Effort {
-    /// What a request on a file of `db` takes; `waits`: it may have to wait by itself.
+    /// `waits`: for the disk, or somebody who does.
     pub(crate) fn of(db: &MountedDb, waits: bool) -> Self {
         let busy = db.lane.is_busy();
         if !waits && !busy {

@@ -13,15 +13,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
-    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::committing::{self, Committing};
-use crate::db::{MountedDb, Part, Result};
+use crate::db::{MountedDb, Part, Removal, Result};
 use crate::effort::{Effort, Wait};
 use crate::errno;
 use crate::locks::{Lock, LockKind, Owner, Range};
@@ -29,7 +29,7 @@ use crate::name::{self, DbFile, FileKind};
 use crate::pool::{Lane, OnlyClient, Pool};
 use crate::requests::{Mounted, Opened, describe};
 use crate::spin::Spin;
-use crate::tree::{Node, TTL};
+use crate::tree::{Node, TTL, no_such_file};
 
 /// The largest write that one request carries.
 const MAX_WRITE: u32 = 1 << 20;
@@ -54,27 +54,6 @@ fn answer_empty(reply: ReplyEmpty, result: Result<()>) {
     match result {
         Ok(()) => reply.ok(),
         Err(errno) => reply.error(errno),
-    }
-}
-
-/// Tells the kernel that a name does not exist, and that it need not ask again soon.
-fn no_such_file() -> FileAttr {
-    FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: SystemTime::UNIX_EPOCH,
-        mtime: SystemTime::UNIX_EPOCH,
-        ctime: SystemTime::UNIX_EPOCH,
-        crtime: SystemTime::UNIX_EPOCH,
-        kind: fuser::FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
     }
 }
 
@@ -287,6 +266,7 @@ impl Filesystem for Served {
         self.arrived(req);
         let name = name.to_owned();
         let of = name.clone();
+        let removal = Removal::begin(self.mounted.tree.shared());
         self.answer_commit(
             self.effort_by_name(&name, |db, part| part == Part::Main || db.may_commit(part)),
             move |fs| fs.lane_by_name(&of),
@@ -295,7 +275,10 @@ impl Filesystem for Served {
                 fs.log(format_args!("unlink {name:?}"), &result);
                 result
             },
-            |result| answer_empty(reply, result),
+            move |result| {
+                answer_empty(reply, result);
+                drop(removal);
+            },
         );
     }
 
@@ -462,11 +445,23 @@ impl Filesystem for Served {
         reply: ReplyEmpty,
     ) {
         self.arrived(req);
-        self.answer(self.effort(ino, |_, part| part == Part::Wal), move |fs| {
+        let mut precedes_commit = false;
+        let effort = self.effort(ino, |db, part| {
+            precedes_commit = part == Part::Main && db.may_commit(Part::Journal);
+            part == Part::Wal
+        });
+        let act = move |fs: &Mounted| {
             let result = fs.with_part(ino, |db, part| db.sync(part));
             fs.log(format_args!("fsync {ino}"), &result);
-            answer_empty(reply, result);
-        });
+            result
+        };
+        let answer = |result| answer_empty(reply, result);
+        match precedes_commit {
+            // If commits are held, it better waits here: in DELETE mode, the kernel keeps the
+            // directory locked for as long as the commit itself takes.
+            true => self.answer_commit(effort, move |fs| fs.lane(ino), act, answer),
+            false => self.answer(effort, move |fs| answer(act(fs))),
+        }
     }
 
     /// Nothing to open: the kernel need not ask. SQLite opens the directory in each commit of
@@ -605,9 +600,12 @@ impl Filesystem for Served {
             answer_empty(reply, result);
         };
         let effort = self.lock_effort(ino, lock.range, kind);
-        self.answer(effort, move |fs| {
-            fs.lock(ino, lock, kind, sleep, Box::new(answer));
-        });
+        let request = move |fs: &Mounted| fs.lock(ino, lock, kind, sleep, Box::new(answer));
+        if kind == Some(LockKind::Write) && self.committing.gate().is_held() {
+            let committing = self.committing.clone();
+            return self.answer(effort, move |_| committing.begin(ino, &lock, request));
+        }
+        self.answer(effort, request);
     }
 
     /// There are no holes.

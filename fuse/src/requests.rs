@@ -145,7 +145,10 @@ impl Mounted {
             }
             Node::Db(_, db, DbFile::Part(part)) => {
                 db.attributes(*part).ok_or(Errno::ESTALE)?;
-                if *part != Part::Journal {
+                // The kernel locks the cached page of a WAL to which it writes until it has the
+                // answer, and readers need that page: not where a commit's answer may take long.
+                let waits = *part == Part::Wal && self.tree.shared().store.waits_for_replicas();
+                if *part != Part::Journal && !waits {
                     flags = FopenFlags::FOPEN_KEEP_CACHE;
                 }
                 if *part == Part::Shm {

@@ -664,3 +664,24 @@ fn announcer(tree: &Weak<Tree>, announced: &mpsc::Receiver<DbName>) {
         }
     }
 }
+
+/// Tells the kernel that a name does not exist, and that it need not ask again soon.
+pub(crate) fn no_such_file() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: fuser::FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}

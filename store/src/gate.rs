@@ -100,8 +100,11 @@ impl WriteGate {
     /// or taken back. False if that took longer than `bound`; the gate is closed all the same.
     #[must_use]
     pub fn close_drained(&self, reason: &str, bound: Duration) -> bool {
-        self.close(reason);
-        self.drain(bound)
+        let mut state = self.state.lock();
+        state.reason = reason.to_owned();
+        self.until.store(0, Ordering::SeqCst);
+        self.release(&mut state);
+        self.drain(state, bound)
     }
 
     /// Allows commits until the store's monotonic clock reads `deadline`. Ends a hold.
@@ -124,12 +127,10 @@ impl WriteGate {
     /// Those that waited for `bound` in vain are refused, as are others from then on.
     #[must_use]
     pub fn hold(&self, bound: Duration) -> bool {
-        {
-            let mut state = self.state.lock();
-            state.held_until = Some(clock::after(bound));
-            self.held.store(true, Ordering::SeqCst);
-        }
-        self.drain(bound)
+        let mut state = self.state.lock();
+        state.held_until = Some(clock::after(bound));
+        self.held.store(true, Ordering::SeqCst);
+        self.drain(state, bound)
     }
 
     /// True if commits would wait now.
@@ -235,9 +236,9 @@ impl WriteGate {
         PASSES.get() > 0 && self.state.lock().draining
     }
 
-    fn drain(&self, bound: Duration) -> bool {
+    /// From the same moment on at which commits are held, those past the gate may be joined.
+    fn drain(&self, mut state: MutexGuard<'_, State>, bound: Duration) -> bool {
         let deadline = clock::after(bound);
-        let mut state = self.state.lock();
         state.draining = true;
         while self.past.0.load(Ordering::SeqCst) > 0 {
             if self.changed.wait_until(&mut state, deadline).timed_out() {

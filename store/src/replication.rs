@@ -26,6 +26,9 @@ pub trait Replication: Send + Sync + fmt::Debug {
     /// Why not, for the user whose write is refused.
     fn admit(&self, db: &DbName) -> Result<(), String>;
 
+    /// Whether [`Replication::confirm`] may take long; always the same answer.
+    fn waits(&self) -> bool;
+
     /// A transaction was published. Calls `answer` once it is as safe as asked for, or nobody can
     /// tell any more whether it will be: on any thread, at any time, also within this call.
     fn confirm(&self, db: &DbName, pos: Pos, answer: Answer);

@@ -188,6 +188,11 @@ impl Store {
         self.0.shared.options.durability
     }
 
+    /// True if commits may have to wait for replicas.
+    pub fn waits_for_replicas(&self) -> bool {
+        self.0.shared.options.replication.as_ref().is_some_and(|replication| replication.waits())
+    }
+
     /// This node's id, random when the data directory was made. Texts show it as 16 hex digits.
     pub fn node_id(&self) -> u64 {
         self.0.shared.node_id()

@@ -131,3 +131,53 @@ fn killing_primary_and_replica_in_turns_leaves_both_equal_and_loses_nothing() {
     follower.take().unwrap().kill();
     assert_eq!(export(&primary), export(&replica));
 }
+
+/// The replica with the newest position, killed too; it is the one that would be elected.
+fn best_of(replicas: &[std::path::PathBuf]) -> Store {
+    let open = |data: &std::path::PathBuf| {
+        Store::open_with(data, Options { background: false, ..Options::default() }).unwrap()
+    };
+    let newest = |store: &Store| store.databases().first().map_or(0, |db| db.pos().txid.get());
+    replicas.iter().map(open).max_by_key(newest).unwrap()
+}
+
+/// With `replication.mode: sync`, what was acknowledged is on a replica whatever becomes of the
+/// primary, and of one replica at a time.
+#[test]
+fn killing_a_primary_that_waits_for_replicas_loses_nothing_even_with_its_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let primary = dir.path().join("primary");
+    let replicas = ["a", "b"].map(|name| dir.path().join(name));
+    let ports = [21_900, 22_100, 22_300].map(free_port);
+    let addrs = ports.map(|port| format!("127.0.0.1:{port}"));
+    let url = format!("http://{}", addrs[0]);
+    let start_primary = || App::start(&["sync", primary.to_str().unwrap(), &addrs[0]]);
+    let start_replica = |index: usize| {
+        App::start(&["sync", replicas[index].to_str().unwrap(), &addrs[index + 1], &url])
+    };
+    let mut ledger = Ledger::default();
+    for round in 0..rounds("LITEFS_KILLS", 8) {
+        let mut writer = start_primary();
+        let mut followers = [0, 1].map(|index| Some(start_replica(index)));
+        // At least one commit in this life.
+        let before = ledger.acked();
+        while ledger.acked() == before {
+            ledger.note(&writer.line().unwrap());
+        }
+        thread::sleep(life(round));
+        if round % 2 == 1 {
+            // One of them is the member that is waited for.
+            let index = (round / 2 % 2) as usize;
+            followers[index].take().unwrap().kill();
+            followers[index] = Some(start_replica(index));
+            thread::sleep(life(round + 1));
+        }
+        writer.kill().iter().for_each(|line| ledger.note(line));
+        followers.into_iter().flatten().for_each(|follower| drop(follower.kill()));
+        let best = best_of(&replicas);
+        ledger.check_kept(&with_deleted(rows(&best)));
+        drop(best);
+        let options = Options { background: false, ..Options::default() };
+        ledger.check(&with_deleted(rows(&Store::open_with(&primary, options).unwrap())));
+    }
+}

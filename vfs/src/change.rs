@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use litefs_store::{Database, Durability, PageSize, Pgno, Pos, Snapshot, Unconfirmed, Writer};
+use litefs_store::{Database, Durability, PageSize, Pgno, Pos, Snapshot, Writer};
 
 use crate::errors::Failure;
 use crate::ffi::{SQLITE_CORRUPT, SQLITE_IOERR};
@@ -166,9 +166,9 @@ impl Change {
         Some(self.writer.publish())
     }
 
-    /// What was published and may not be acknowledged yet.
-    pub(crate) fn take_unconfirmed(&mut self) -> Option<Unconfirmed> {
-        self.writer.take_unconfirmed()
+    /// Waits until what was published may be acknowledged.
+    pub(crate) fn acknowledge(&mut self) -> Result<(), Failure> {
+        Ok(self.writer.acknowledge()?)
     }
 
     /// After a publish: the state to which the next transaction is a change.

@@ -6,7 +6,7 @@
 //! | `xLock(RESERVED)` | takes the writer, if the snapshot is the newest; `EXCLUSIVE` adds nothing |
 //! | `xWrite`, `xTruncate` | kept in the writer |
 //! | `FCNTL_SYNC` | commit steps 1 and 2: append the record, sync it. An error rolls back cleanly |
-//! | `FCNTL_COMMIT_PHASETWO` | commit step 3: publish, which cannot fail; wait for replicas, which can |
+//! | `FCNTL_COMMIT_PHASETWO` | commit step 3: publish, which cannot fail; wait until that may be acknowledged |
 //! | `xUnlock` below `RESERVED` | gives the writer back; without step 3 that is a rollback |
 //!
 //! SQLite also sends `FCNTL_SYNC` at the end of a rollback after a cache spill, and it may truncate
@@ -348,7 +348,7 @@ impl MainFile {
     }
 
     /// `FCNTL_COMMIT_PHASETWO`: publishes. The connection goes on reading the new state. Then
-    /// waits for replicas, if they have to confirm it; that is all that can fail.
+    /// waits until that may be acknowledged, which is all that can fail.
     pub(crate) fn publish(&mut self) -> Result<(), Failure> {
         let Some(change) = &mut self.change else { return Ok(()) };
         let Some(pos) = change.publish() else { return Ok(()) };
@@ -360,8 +360,7 @@ impl MainFile {
         }
         self.cache.at = self.pinned().filter(|_| !self.cache.spoilt);
         self.cache.spoilt = false;
-        let unconfirmed = self.change.as_mut().and_then(Change::take_unconfirmed);
-        unconfirmed.map_or(Ok(()), |unconfirmed| Ok(unconfirmed.wait().map(drop)?))
+        self.change.as_mut().map_or(Ok(()), Change::acknowledge)
     }
 }
 

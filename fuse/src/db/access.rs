@@ -180,6 +180,11 @@ fn makes_writer(part: Part, range: Range, kind: LockKind) -> bool {
 }
 
 impl MountedDb {
+    /// True if the lock is one with which a client begins to write.
+    pub(crate) fn begins_to_write(&self, part: Part, lock: &Lock) -> bool {
+        asks_to_write(part, lock)
+    }
+
     /// True if the lock makes its owner a writer for whom the primary must be asked.
     pub(crate) fn must_reach(&self, part: Part, range: Range, kind: LockKind) -> bool {
         makes_writer(part, range, kind) && self.is_remote()

@@ -80,6 +80,25 @@ impl Nudges {
     }
 }
 
+/// The removal of a file that the kernel waits for; see [`crate::kernel::Kernel`].
+#[derive(Debug)]
+pub(crate) struct Removal(Arc<Shared>);
+
+impl Removal {
+    pub(crate) fn begin(shared: &Arc<Shared>) -> Self {
+        shared.kernel.begin_removal();
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        for name in self.0.kernel.end_removal() {
+            self.0.nudges.send(Nudge::ForgetName(name, None));
+        }
+    }
+}
+
 /// Keeps the mount up to date with its store, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Watcher {

@@ -31,13 +31,13 @@ use litefs_store::{Database, DbName, Durability, Pos, Store};
 use parking_lot::{Mutex, RwLock};
 
 use self::access::Access;
-pub(crate) use self::advance::Watcher;
+pub(crate) use self::advance::{Removal, Watcher};
 use self::main_file::MainFile;
 use self::rollback::Journal;
 pub(crate) use self::rollback::commit_together;
 use self::shm_file::Shm;
 use self::wal_file::Wal;
-use crate::committing::answer_later;
+use crate::committing::note_commit;
 use crate::errno;
 use crate::kernel::Kernel;
 use crate::locks::{Lock, Owner, Range};
@@ -355,7 +355,7 @@ impl MountedDb {
     fn remove(&self) -> Result<()> {
         if self.main.read().tip().page_count() > 0 {
             let (_, unconfirmed) = self.database.drop_unconfirmed().map_err(|e| errno::of(&e))?;
-            answer_later(unconfirmed);
+            note_commit(self.name(), unconfirmed);
         } else if !self.is_writable() {
             return Err(Errno::EACCES);
         }

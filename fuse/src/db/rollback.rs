@@ -31,7 +31,7 @@ use litefs_store::{Durability, PageSize, Pgno, Pos};
 use super::advance::announcing_own_commit;
 use super::main_file::{Change, Extent, MainFile, merge};
 use super::{MountedDb, Part, Result};
-use crate::committing::answer_later;
+use crate::committing::note_commit;
 use crate::errno;
 use crate::journal;
 
@@ -296,7 +296,7 @@ impl MountedDb {
         let replaced = announcing_own_commit(|| self.database.replace(at, &mut content));
         match replaced {
             Ok((pos, unconfirmed)) => {
-                answer_later(unconfirmed);
+                note_commit(self.name(), unconfirmed);
                 let cut_later = main.change.take().is_some_and(|change| change.len > main.len());
                 main.forget_counter();
                 main.ended += 1;
@@ -365,7 +365,7 @@ impl MountedDb {
             return;
         };
         let pos = announcing_own_commit(|| writer.publish());
-        answer_later(writer.take_unconfirmed());
+        note_commit(self.name(), writer.take_unconfirmed());
         main.ended += 1;
         if change.written.contains(&Pgno::FIRST) {
             main.forget_counter();

@@ -17,7 +17,7 @@ use litefs_store::{Durability, Pgno};
 use super::advance::announcing_own_commit;
 use super::main_file::MainFile;
 use super::{MountedDb, Result};
-use crate::committing::answer_later;
+use crate::committing::note_commit;
 use crate::errno;
 use crate::wal::{Chain, Commit, FRAME_HEAD_LEN, WalHeader};
 
@@ -237,7 +237,7 @@ impl MountedDb {
         })?;
         let is_remote = writer.is_remote();
         let pos = announcing_own_commit(|| writer.publish());
-        answer_later(writer.take_unconfirmed());
+        note_commit(self.name(), writer.take_unconfirmed());
         wal.commits += 1;
         // What the primary has made is durable, whatever becomes of this node.
         wal.unanswered = !is_remote;

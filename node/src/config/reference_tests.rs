@@ -53,7 +53,8 @@ fn example_values() -> BTreeMap<String, String> {
         section.truncate((line.len() - line.trim_start().len()) / 2);
         section.push(key.to_owned());
         if !value.is_empty() {
-            values.insert(section.join("."), value.trim().trim_matches('"').to_owned());
+            let value = value.trim().trim_matches('"').replace("null", "");
+            values.insert(section.join("."), value);
         }
     }
     values

@@ -269,6 +269,10 @@ impl Replication for Confirmer {
         admitted
     }
 
+    fn waits(&self) -> bool {
+        matches!(self.mode, ReplicationMode::Sync(_))
+    }
+
     fn confirm(&self, db: &DbName, pos: Pos, answer: Answer) {
         let now = self.now();
         let mut inner = self.inner.lock();

@@ -6,3 +6,4 @@ mod forward;
 mod hostile;
 mod link;
 mod support;
+mod sync;

@@ -10,6 +10,7 @@ use super::commit::{Appended, Draft};
 use super::overlay::{LOCAL_LIMIT, Overlay};
 use super::{Content, Db};
 use crate::remote::{RETURN_TIMEOUT, RecordToSend, RemoteWriter};
+use crate::replication::unconfirmed;
 use crate::{Durability, Error, Result, Snapshot, Unconfirmed};
 
 /// The one writer of a database, and its uncommitted pages. Dropping it rolls back.
@@ -315,6 +316,20 @@ impl Writer {
     /// Whoever publishes must ask.
     pub fn take_unconfirmed(&mut self) -> Option<Unconfirmed> {
         self.unconfirmed.take()
+    }
+
+    /// Waits until what was just published may be acknowledged.
+    ///
+    /// # Errors
+    /// `Unconfirmed`: replicas did not confirm it, or the right to commit has ended since.
+    pub fn acknowledge(&mut self) -> Result<()> {
+        match self.unconfirmed.take() {
+            Some(unconfirmed) => unconfirmed.wait().map(drop),
+            None => {
+                let checked = self.db.shared.gate.check(&self.db.name);
+                checked.map_err(|error| unconfirmed(self.began, error))
+            }
+        }
     }
 
     /// Forgets the written pages, and takes a prepared record off the log again.

@@ -2,7 +2,8 @@
 //! output, which survives it.
 //!
 //! `litefs-test-app write DATA SYNCHRONOUS FIRST_ID` commits through the VFS on a store of its own;
-//! `litefs-test-app node DATA ADDR [PRIMARY_URL]` runs a node, and commits if it is the primary.
+//! `litefs-test-app node DATA ADDR [PRIMARY_URL]` runs a node, and commits if it is the primary;
+//! `litefs-test-app sync DATA ADDR [PRIMARY_URL]` does, in `replication.mode: sync`.
 //!
 //! Lines: `begin ID`, then `acked ID` or `undone ID`; a node prints `ready` when it runs.
 #![forbid(unsafe_code)]
@@ -12,6 +13,7 @@ use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
+use litefs_node::config::{OnTimeout, ReplicationMode, SyncSettings};
 use litefs_node::{Config, Node};
 use litefs_store::Store;
 use litefs_vfs::rusqlite::{Connection, params};
@@ -26,15 +28,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             connection.execute_batch(&format!("PRAGMA synchronous={synchronous}"))?;
             commit_for_ever(&connection, first.parse()?)
         }
-        ["node", data, addr] => {
-            let node = Node::start(Config::new(data).listen(addr.parse()?))?;
+        [kind @ ("node" | "sync"), data, addr] => {
+            let node = Node::start(config(kind, data, addr)?)?;
             let connection = node.open("app.db")?;
             say("ready", 0);
             let first = highest(&connection)? + 1;
             commit_for_ever(&connection, first)
         }
-        ["node", data, addr, primary] => {
-            let config = Config::new(data).listen(addr.parse()?).replica_of(primary)?;
+        [kind @ ("node" | "sync"), data, addr, primary] => {
+            let mut config = config(kind, data, addr)?.replica_of(primary)?;
+            config.lease.reconnect_delay = Duration::from_millis(50);
             let _node = Node::start(config)?;
             say("ready", 0);
             loop {
@@ -43,6 +46,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         _ => Err("see the source for the arguments".into()),
     }
+}
+
+fn config(kind: &str, data: &str, addr: &str) -> Result<Config, Box<dyn Error>> {
+    let config = Config::new(data).listen(addr.parse()?);
+    if kind == "node" {
+        return Ok(config);
+    }
+    let timeout = Duration::from_secs(60);
+    let settings = SyncSettings { replicas: 1, timeout, on_timeout: OnTimeout::Wait };
+    Ok(config.replicating(ReplicationMode::Sync(settings)))
 }
 
 /// One line in one write, so that a kill never leaves half of one.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use litefs_fuse::{Cluster, Lag, Mount, MountOptions};
-use litefs_store::{DbName, RemoteError, Store};
+use litefs_store::{DbName, Options, RemoteError, Store};
 use litefs_vfs::rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -36,16 +36,20 @@ impl Cluster for Alone {
 }
 
 /// A store with its mount.
-struct Place {
+pub struct Place {
     _mount: Mount,
-    store: Store,
+    pub store: Store,
     dir: TempDir,
 }
 
 impl Place {
     fn new(passthrough: bool) -> Self {
+        Self::with(passthrough, Options::default())
+    }
+
+    pub fn with(passthrough: bool, options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("data")).unwrap();
+        let store = Store::open_with(dir.path().join("data"), options).unwrap();
         let options = MountOptions {
             dir: dir.path().join("mnt"),
             allow_other: false,
@@ -56,7 +60,7 @@ impl Place {
         Self { _mount: Mount::start(&store, options).unwrap(), store, dir }
     }
 
-    fn db(&self, name: &str) -> PathBuf {
+    pub fn db(&self, name: &str) -> PathBuf {
         self.dir.path().join("mnt").join(name)
     }
 }

@@ -24,3 +24,4 @@ mod replica;
 mod shutdown;
 mod split_brain;
 mod sqlite;
+mod waits;

@@ -90,7 +90,7 @@ impl Cluster {
         let nodes = (0..NODES).map(node).collect();
         let name = format!("{name}, {face:?}");
         let is_unsure = settings.contains("mode: sync");
-        let (ledger, kept) = (Ledger { is_unsure, ..Ledger::default() }, Vec::new());
+        let (ledger, kept) = (Ledger::new(is_unsure), Vec::new());
         let mut cluster = Self { ledger, nodes, consul, lab, face, name, kept, dir };
         cluster.start_node(0);
         cluster.eventually("node 0 commits", |cluster| cluster.ledger.last_ack(0).is_some());

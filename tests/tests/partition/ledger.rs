@@ -76,12 +76,17 @@ pub type Row = (i64, i64);
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     /// An I/O error may say that the outcome is not known: with `replication.mode: sync`.
-    pub is_unsure: bool,
+    is_unsure: bool,
     attempts: Arc<Mutex<BTreeMap<i64, Attempt>>>,
     kills: Arc<Mutex<Vec<(usize, Moment)>>>,
 }
 
 impl Ledger {
+    /// `is_unsure`: an I/O error may mean a commit that was made.
+    pub fn new(is_unsure: bool) -> Self {
+        Self { is_unsure, ..Self::default() }
+    }
+
     /// Takes note of what a writer said of a row: `begin ID TIME`, `acked ID TIME`, or `refused ID
     /// TIME WHY`.
     pub fn note(&self, node: usize, line: &str) {
