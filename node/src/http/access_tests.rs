@@ -19,7 +19,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 const TOKEN: &str = "the-right-token-0123456789";
 
 /// Each endpoint, and whether it is open to everybody. `POST` brings a database.
-const ENDPOINTS: [(&str, &str, bool); 13] = [
+const ENDPOINTS: [(&str, &str, bool); 16] = [
+    ("GET", "/", false),
+    ("GET", "/ui", false),
     ("GET", "/info", false),
     ("GET", "/export?name=a.db", false),
     ("POST", "/import?name=new.db", false),
@@ -29,6 +31,7 @@ const ENDPOINTS: [(&str, &str, bool); 13] = [
     ("POST", "/tx?name=a.db&lockID=1", false),
     ("DELETE", "/halt?name=a.db&id=1", false),
     ("GET", "/events", false),
+    ("GET", "/events/recent", false),
     ("GET", "/metrics", false),
     ("GET", "/health", true),
     ("GET", "/health/live", true),
