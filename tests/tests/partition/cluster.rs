@@ -110,7 +110,7 @@ impl Cluster {
         self.nodes[node].start(self.lab.host(node), self.face, &self.ledger);
     }
 
-    /// Kills a node like a power switch. A client of its mount goes on.
+    /// Kills a node like a power switch. A client of its mount goes on until the node is started.
     pub fn kill(&mut self, node: usize) {
         self.ledger.note_kill(node);
         let node = &mut self.nodes[node];
@@ -120,7 +120,7 @@ impl Cluster {
         }
     }
 
-    /// Ends a node as an operator does, and waits for that. A client of its mount goes on.
+    /// Ends a node as an operator does, and waits for that. As for its clients, as in a kill.
     pub fn terminate(&mut self, node: usize) {
         self.ledger.note_kill(node);
         let node = &mut self.nodes[node];

@@ -58,8 +58,8 @@ impl Lab {
         holders.map(|holder| holder.0.pid()).collect()
     }
 
-    /// From now on the router loses what these hosts send to those, silently. The
-    /// way back stays open.
+    /// From now on the router loses what these hosts send to those, silently. The way back stays
+    /// open.
     pub fn cut(&self, from: &[usize], to: &[usize]) {
         let pairs = from.iter().flat_map(|&one| to.iter().map(move |&other| (one, other)));
         let mut lost = self.lost.borrow_mut();
