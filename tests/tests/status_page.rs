@@ -2,6 +2,7 @@
 //! phone, in light and in dark, and nothing of it comes from elsewhere.
 
 #[path = "support/daemon.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod daemon;
 
 use std::fs;

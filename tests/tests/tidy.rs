@@ -46,7 +46,11 @@ impl Source {
     fn is_test(&self) -> bool {
         let named = |part: &str| self.path.iter().any(|piece| piece == part);
         let stem = self.path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        named("tests") || named("sim_tests") || named("fuzz") || stem == "tests" || stem.ends_with("_tests")
+        named("tests")
+            || named("sim_tests")
+            || named("fuzz")
+            || stem == "tests"
+            || stem.ends_with("_tests")
     }
 
     /// The lines that are code: no comments, and nothing from the module of unit tests on.
