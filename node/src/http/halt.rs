@@ -107,10 +107,12 @@ pub(super) async fn tx(
 ) -> Result<(), Failure> {
     let name = db_name(&query.name)?;
     api.require_primary()?;
-    let mut hold = api.halts.borrow(&name, query.lock_id)?;
-    let taking = Taking { halts: api.halts.clone(), name: name.clone() };
+    // Before its bytes are taken, and again when they are here.
+    api.halts.check(&name, query.lock_id)?;
     let refuse = || Failure::new(StatusCode::BAD_REQUEST, "the body is no LTX file");
     let mut record = spool_body(&api, body, LTX_MAGIC, refuse).await?;
+    let mut hold = api.halts.borrow(&name, query.lock_id)?;
+    let taking = Taking { halts: api.halts.clone(), name: name.clone() };
     let (committed, hold) = run_blocking(move || (hold.commit(&mut record), hold)).await?;
     taking.done(hold);
     committed.map(drop).map_err(Failure::from_store)
@@ -130,6 +132,11 @@ fn answer(id: i64, pos: Pos) -> HaltLock {
     let idle = i64::try_from(IDLE_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
     let pos = HaltPos { txid: pos.txid.to_string(), checksum: pos.checksum.to_string() };
     HaltLock { id, pos, expires: format_timestamp(wall_ms().saturating_add(idle)) }
+}
+
+fn not_halted(name: &DbName, id: i64) -> Failure {
+    let text = format!("database {name} is not halted by lock {id}, or not any more");
+    Failure::new(StatusCode::CONFLICT, text)
 }
 
 impl Halts {
@@ -158,14 +165,18 @@ impl Halts {
         }
     }
 
+    /// Refuses who does not have the lock.
+    fn check(&self, name: &DbName, id: i64) -> Result<(), Failure> {
+        let halts = self.0.lock();
+        let halt = halts.get(name).filter(|halt| halt.id == id && halt.until > Instant::now());
+        halt.map(drop).ok_or_else(|| not_halted(name, id))
+    }
+
     /// Takes the right to write out, to commit with it.
     fn borrow(&self, name: &DbName, id: i64) -> Result<Hold, Failure> {
         let mut halts = self.0.lock();
         let halt = halts.get_mut(name).filter(|halt| halt.id == id && halt.until > Instant::now());
-        halt.and_then(|halt| halt.hold.take()).ok_or_else(|| {
-            let text = format!("database {name} is not halted by lock {id}, or not any more");
-            Failure::new(StatusCode::CONFLICT, text)
-        })
+        halt.and_then(|halt| halt.hold.take()).ok_or_else(|| not_halted(name, id))
     }
 
     /// Takes the lock back when it was not used for long.
