@@ -324,6 +324,8 @@ impl Writer {
     /// `Unconfirmed`: replicas did not confirm it, or the right to commit has ended since.
     pub fn acknowledge(&mut self) -> Result<()> {
         match self.unconfirmed.take() {
+            // The primary has asked its own gate, and its replicas.
+            None if self.remote.is_some() => Ok(()),
             Some(unconfirmed) => unconfirmed.wait().map(drop),
             None => {
                 let checked = self.db.shared.gate.check(&self.db.name);
