@@ -237,7 +237,9 @@ impl MountedDb {
         })?;
         let is_remote = writer.is_remote();
         let pos = announcing_own_commit(|| writer.publish());
-        note_commit(self.name(), writer.take_unconfirmed());
+        if !is_remote {
+            note_commit(self.name(), writer.take_unconfirmed());
+        }
         wal.commits += 1;
         // What the primary has made is durable, whatever becomes of this node.
         wal.unanswered = !is_remote;
