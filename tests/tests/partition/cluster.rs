@@ -89,7 +89,7 @@ impl Cluster {
         let node = |number| Node::new(number, dir.path(), &lab, face, settings);
         let nodes = (0..NODES).map(node).collect();
         let name = format!("{name}, {face:?}");
-        let (ledger, kept) = (Ledger::new(settings.contains("mode: sync")), Vec::new());
+        let (ledger, kept) = (Ledger::default(), Vec::new());
         let mut cluster = Self { ledger, nodes, consul, lab, face, name, kept, dir };
         cluster.start_node(0);
         cluster.eventually("node 0 is primary", |cluster| {

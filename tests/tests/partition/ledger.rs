@@ -75,18 +75,11 @@ pub type Row = (i64, i64);
 /// All attempts on all nodes. Clones are the same ledger.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
-    /// An I/O error may say that the outcome is not known.
-    is_unsure: bool,
     attempts: Arc<Mutex<BTreeMap<i64, Attempt>>>,
     kills: Arc<Mutex<Vec<(usize, Moment)>>>,
 }
 
 impl Ledger {
-    /// With `replication.mode: sync`, an I/O error may say that the outcome is not known.
-    pub fn new(is_sync: bool) -> Self {
-        Self { is_unsure: is_sync, ..Self::default() }
-    }
-
     /// Takes note of what a writer said of a row: `begin ID TIME`, `acked ID TIME`, or `refused ID
     /// TIME WHY`.
     pub fn note(&self, node: usize, line: &str) {
@@ -182,7 +175,8 @@ impl Ledger {
                 }
                 Outcome::Refused(end, why) => {
                     let there = present.contains(&attempt.id);
-                    let unsure = self.is_unsure && why.contains("I/O");
+                    // The right to commit ended, or replicas were silent, when it was made already.
+                    let unsure = why.contains("I/O");
                     let unknown = unsure || self.was_killed_during(attempt, *end);
                     assert!(!there || unknown, "refused, but there: {attempt:?}");
                 }
