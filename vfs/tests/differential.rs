@@ -8,6 +8,7 @@
 mod common;
 
 use common::*;
+use litefs_store::sim::Rng;
 use rusqlite::Connection;
 
 const CONNECTIONS: usize = 3;
@@ -37,7 +38,7 @@ struct Pair {
 }
 
 fn round(seed: u64) {
-    let mut random = Random(seed);
+    let mut random = Rng::new(seed);
     let home = Home::new();
     let path = home.plain_path("plain.db");
     let pairs: Vec<Pair> = (0..CONNECTIONS)
@@ -108,7 +109,7 @@ fn check_export(home: &Home) {
     assert_eq!(export(home), before, "folding changed the content");
 }
 
-fn statement(random: &mut Random) -> String {
+fn statement(random: &mut Rng) -> String {
     let table = format!("t{}", random.below(TABLES));
     let n = random.below(60) + 1;
     let size = random.below(1500);

@@ -4,13 +4,14 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::*;
-use litefs_store::{Answer, Clock, DbName, Options, Pos, Replication, Store};
+use litefs_store::sim::LeapingClock;
+use litefs_store::{Answer, DbName, Options, Pos, Replication, Store};
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode};
 
@@ -108,51 +109,21 @@ fn a_hold_does_not_wait_for_a_transaction_that_waits_for_the_hold() {
     assert_eq!(count(&conn), number(&conn, "SELECT count(*) FROM u"));
 }
 
-/// A clock that leaps at the nth look.
-#[derive(Debug, Default)]
-struct Leaping {
-    /// Looks until it leaps; 0: it stands still.
-    looks: AtomicU64,
-    has_leapt: AtomicBool,
-}
-
-const DEADLINE: Duration = Duration::from_secs(1000);
-
-impl Leaping {
-    fn leap_at(&self, look: u64) {
-        self.has_leapt.store(false, Ordering::SeqCst);
-        self.looks.store(look, Ordering::SeqCst);
-    }
-}
-
-impl Clock for Leaping {
-    fn now(&self) -> Duration {
-        if self.looks.load(Ordering::SeqCst) > 0 && self.looks.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.has_leapt.store(true, Ordering::SeqCst);
-        }
-        if self.has_leapt.load(Ordering::SeqCst) { DEADLINE } else { Duration::from_secs(1) }
-    }
-
-    fn wall_ms(&self) -> i64 {
-        0
-    }
-}
-
 #[test]
 fn no_commit_is_acknowledged_if_the_deadline_passes_at_any_moment_of_it() {
     for synchronous in ["OFF", "NORMAL", "FULL"] {
-        let clock = Arc::new(Leaping::default());
+        let clock = Arc::new(LeapingClock::default());
         let options = Options { clock: clock.clone(), background: false, ..Options::default() };
         let home = home_with(options);
         let conn = home.open("app.db");
         run(&conn, &format!("PRAGMA synchronous={synchronous}; CREATE TABLE t (x)"));
-        home.store.gate().open_until(DEADLINE);
+        home.store.gate().open_until(LeapingClock::LATE);
         let mut refused = 0;
         for look in 1.. {
             let rows = count(&conn);
             clock.leap_at(look);
             let outcome = conn.execute("INSERT INTO t VALUES (1)", []);
-            let has_leapt = clock.has_leapt.load(Ordering::SeqCst);
+            let has_leapt = clock.has_leapt();
             clock.leap_at(0);
             if outcome.is_ok() {
                 assert!(!has_leapt, "{synchronous}: acknowledged past the deadline");

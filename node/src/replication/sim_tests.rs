@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use litefs_store::sim::Rng;
 use litefs_store::{Checksum, DbName, Pos, Relation, Txid};
 
 use super::primary::{History, Identity, Outcome, Peer, Task, Work, is_far_behind};
@@ -24,27 +25,6 @@ const REPLICAS: usize = 3;
 const CALM: Duration = Duration::from_secs(30);
 /// The longest waits (30 s for a database in trouble) are over by then.
 const END: Duration = Duration::from_secs(75);
-
-/// splitmix64
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// A store whose databases are the positions that they went through.
 #[derive(Default)]
@@ -60,8 +40,8 @@ impl Store {
         self.lines.get(db).and_then(|line| line.last().copied()).unwrap_or_default()
     }
 
-    fn commit(&mut self, db: &DbName, random: &mut Random) -> Pos {
-        let checksum = Checksum::from_raw(Checksum::FLAG | random.next());
+    fn commit(&mut self, db: &DbName, random: &mut Rng) -> Pos {
+        let checksum = Checksum::from_raw(Checksum::FLAG | random.number());
         let pos = Pos::new(self.pos(db).txid.next(), checksum);
         self.lines.entry(db.clone()).or_default().push(pos);
         pos
@@ -182,7 +162,7 @@ enum Happening {
 }
 
 struct World {
-    random: Random,
+    random: Rng,
     now: Duration,
     count: u64,
     agenda: BinaryHeap<Reverse<(Duration, u64)>>,
@@ -219,7 +199,7 @@ impl World {
             halted: HashSet::new(),
         };
         Self {
-            random: Random(seed),
+            random: Rng::new(seed),
             now: Duration::ZERO,
             count: 0,
             agenda: BinaryHeap::new(),

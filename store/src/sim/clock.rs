@@ -1,6 +1,6 @@
-//! A clock that stands still until a test moves it.
+//! Clocks that stand still until a test moves them.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -38,6 +38,44 @@ impl Clock for SimClock {
     fn wall_ms(&self) -> i64 {
         let now_ms = i64::try_from(self.now().as_millis()).unwrap_or(i64::MAX);
         now_ms.saturating_add(self.wall_offset_ms.load(Ordering::SeqCst))
+    }
+}
+
+/// A clock that stands still, and leaps to [`LeapingClock::LATE`] when it is looked at for the nth
+/// time: for deadlines that pass at any moment of a call.
+#[derive(Debug, Default)]
+pub struct LeapingClock {
+    /// Looks until it leaps; 0: it does not.
+    looks: AtomicU64,
+    has_leapt: AtomicBool,
+}
+
+impl LeapingClock {
+    /// What it shows after the leap.
+    pub const LATE: Duration = Duration::from_secs(1000);
+
+    /// Goes back, and leaps at that look from now on, counted from 1; 0: never.
+    pub fn leap_at(&self, look: u64) {
+        self.has_leapt.store(false, Ordering::SeqCst);
+        self.looks.store(look, Ordering::SeqCst);
+    }
+
+    /// True once it has leapt.
+    pub fn has_leapt(&self) -> bool {
+        self.has_leapt.load(Ordering::SeqCst)
+    }
+}
+
+impl Clock for LeapingClock {
+    fn now(&self) -> Duration {
+        if self.looks.load(Ordering::SeqCst) > 0 && self.looks.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.has_leapt.store(true, Ordering::SeqCst);
+        }
+        if self.has_leapt() { Self::LATE } else { Duration::from_secs(1) }
+    }
+
+    fn wall_ms(&self) -> i64 {
+        0
     }
 }
 

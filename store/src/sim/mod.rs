@@ -69,7 +69,8 @@ mod volume;
 #[cfg(test)]
 mod tests;
 
-pub use clock::SimClock;
+pub use clock::{LeapingClock, SimClock};
 pub use disk::SimDisk;
 pub use fault::{CallKind, Fault, FaultError};
 pub use image::{ImageBuilder, ImageKind};
+pub use rng::Rng;

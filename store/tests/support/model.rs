@@ -3,23 +3,19 @@
 use std::rc::Rc;
 
 use litefs_store::ltx::{Encoder, Header, page_checksum};
-use litefs_store::{Checksum, PageSize, Pgno, Pos, Txid};
+use litefs_store::{Checksum, PageSize, Pgno, Pos, Txid, sim};
 
-/// Pseudo-random choices that depend on a seed alone (SplitMix64).
+/// Choices that depend on a seed alone.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub struct Rng(sim::Rng);
 
 impl Rng {
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(sim::Rng::new(seed))
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.number()
     }
 
     /// A number below `bound`.

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use litefs_store::{Answer, Clock, DbName, Options, Pos, Replication};
+use litefs_store::sim::LeapingClock;
+use litefs_store::{Answer, DbName, Options, Pos, Replication};
 
 use crate::daemon::LONG;
 use crate::in_process::Place;
@@ -96,42 +97,13 @@ fn what_waited_and_finds_the_gate_closed_is_refused() {
     }
 }
 
-/// A clock that leaps past the deadline at the nth look.
-#[derive(Debug, Default)]
-struct Leaping {
-    looks: AtomicU64,
-    has_leapt: AtomicBool,
-}
-
-const DEADLINE: Duration = Duration::from_secs(1000);
-
-impl Leaping {
-    fn leap_at(&self, look: u64) {
-        self.has_leapt.store(false, Ordering::SeqCst);
-        self.looks.store(look, Ordering::SeqCst);
-    }
-}
-
-impl Clock for Leaping {
-    fn now(&self) -> Duration {
-        if self.looks.load(Ordering::SeqCst) > 0 && self.looks.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.has_leapt.store(true, Ordering::SeqCst);
-        }
-        if self.has_leapt.load(Ordering::SeqCst) { DEADLINE } else { Duration::from_secs(1) }
-    }
-
-    fn wall_ms(&self) -> i64 {
-        0
-    }
-}
-
 #[test]
 fn no_commit_is_acknowledged_if_the_deadline_passes_at_any_moment_of_it() {
     if is_plain() {
         return;
     }
     for (passthrough, synchronous) in [(true, "FULL"), (false, "FULL"), (true, "NORMAL")] {
-        let clock = Arc::new(Leaping::default());
+        let clock = Arc::new(LeapingClock::default());
         let options = Options { clock: clock.clone(), background: false, ..Options::default() };
         let place = Place::with(passthrough, options);
         for mode in MODES {
@@ -139,12 +111,12 @@ fn no_commit_is_acknowledged_if_the_deadline_passes_at_any_moment_of_it() {
             sql(&db, &format!("PRAGMA journal_mode={mode}; {SETUP}"));
             let mut session = session_in(mode, &db);
             session.say(&format!("PRAGMA synchronous={synchronous}"));
-            place.store.gate().open_until(DEADLINE);
+            place.store.gate().open_until(LeapingClock::LATE);
             let mut refused = 0;
             for look in 1.. {
                 clock.leap_at(look);
                 let answer = session.say("INSERT INTO t(x) VALUES (2)");
-                let has_leapt = clock.has_leapt.load(Ordering::SeqCst);
+                let has_leapt = clock.has_leapt();
                 clock.leap_at(0);
                 if answer.is_empty() {
                     assert!(!has_leapt, "{mode} {synchronous}: acknowledged past the deadline");

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use litefs_store::sim::Rng;
+
 use crate::cluster::{CONSUL, Cluster, Face, NODES, rounds, together};
 
 /// Labs at once.
@@ -12,16 +14,12 @@ const LABS: u32 = 2;
 /// A lab is given up after so many faults: its ledger only grows.
 const FAULTS_A_LAB: u32 = 25;
 
-/// A pseudo-random sequence (splitmix64).
-struct Random(u64);
+/// Choices by seed.
+struct Random(Rng);
 
 impl Random {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % bound
+        self.0.below(bound)
     }
 
     fn host(&mut self, hosts: usize) -> usize {
@@ -102,7 +100,7 @@ fn undo(cluster: &mut Cluster, undo: Undo) {
 }
 
 fn faults(seed: u64, face: Face, count: u32) {
-    let mut random = Random(seed);
+    let mut random = Random(Rng::new(seed));
     let mut cluster = Cluster::start(&format!("random, LITEFS_SEED={seed}"), face, "");
     for round in 0..count {
         let (mut what, first) = cause(&mut cluster, &mut random);

@@ -4,29 +4,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use litefs_store::Clock;
+use litefs_store::sim::Rng;
 
-/// splitmix64
+/// Choices of many kinds.
 #[derive(Debug, Clone)]
-pub struct Random(u64);
+pub struct Random(Rng);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
         // Neighbouring seeds must not give neighbouring sequences.
-        let mut random = Self(seed ^ 0x5851_f42d_4c95_7f2d);
-        let mixed = random.next() ^ seed.rotate_left(32);
-        Self(mixed)
+        let mixed = Rng::new(seed ^ 0x5851_f42d_4c95_7f2d).number() ^ seed.rotate_left(32);
+        Self(Rng::new(mixed))
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.number()
     }
 
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        self.0.below(n)
     }
 
     pub fn index(&mut self, n: usize) -> usize {
@@ -34,7 +30,7 @@ impl Random {
     }
 
     pub fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
+        self.0.one_in(n)
     }
 
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use litefs_store::sim::Rng;
+
 use super::*;
 use crate::lease::action::Replace;
 
@@ -12,23 +14,6 @@ const SEEDS: u64 = 60;
 /// Faults happen until then; afterwards somebody must become primary.
 const CALM_FROM: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(110);
-
-/// splitmix64
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// The lease service.
 #[derive(Default)]
@@ -209,7 +194,7 @@ struct Node {
 }
 
 struct World {
-    random: Random,
+    random: Rng,
     now: Duration,
     service: Service,
     nodes: BTreeMap<u64, Node>,
@@ -221,7 +206,7 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Rng::new(seed);
         let nodes = (1..=NODES).map(|id| {
             let settings = Settings { node: id, promote: random.one_in(4), ..settings() };
             let rate = 0.95 + 0.01 * random.below(11) as f64;
