@@ -5,49 +5,18 @@
 mod access;
 #[path = "support/daemon.rs"]
 mod daemon;
+#[path = "support/pair.rs"]
+mod pair;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use daemon::{Daemon, done, eventually, free_ports, litefs};
+use daemon::{Daemon, done, eventually, litefs};
 use litefs_node::http::Info;
 use litefs_vfs::rusqlite::Connection;
-use tempfile::TempDir;
-
-/// A directory with the nodes' files; one port for each node.
-struct Place {
-    dir: TempDir,
-    ports: [u16; 2],
-}
+use pair::Place;
 
 impl Place {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), ports: free_ports() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn url(&self, node: usize) -> String {
-        format!("http://127.0.0.1:{}", self.ports[node])
-    }
-
-    /// The configuration of node 0, the primary, or of node 1, its replica.
-    fn config(&self, node: usize, more: &str) -> PathBuf {
-        let path = self.path(&format!("node{node}.yml"));
-        let text = format!(
-            "data:\n  dir: {}\nhttp:\n  addr: 127.0.0.1:{}\nlease:\n  type: static\n  \
-             candidate: {}\n  advertise-url: {}\n  reconnect-delay: 100ms\n{more}",
-            self.path(&format!("data{node}")).display(),
-            self.ports[node],
-            node == 0,
-            self.url(0),
-        );
-        fs::write(&path, text).unwrap();
-        path
-    }
-
     /// A plain SQLite file with that many rows.
     fn sqlite_file(&self, rows: usize) -> PathBuf {
         let path = self.path(&format!("rows{rows}.db"));

@@ -4,51 +4,20 @@
 #[path = "support/daemon.rs"]
 #[expect(dead_code, reason = "other tests need more of it")]
 mod daemon;
+#[path = "support/pair.rs"]
+mod pair;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use daemon::{Daemon, done, eventually, free_ports};
+use daemon::{Daemon, done, eventually};
 use litefs_vfs::rusqlite::Connection;
-use tempfile::TempDir;
+use pair::Place;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_litefs-daemon");
 
-/// A directory with a primary's and a replica's files.
-struct Place {
-    dir: TempDir,
-    ports: [u16; 2],
-}
-
 impl Place {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), ports: free_ports() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn url(&self, node: usize) -> String {
-        format!("http://127.0.0.1:{}", self.ports[node])
-    }
-
-    /// The configuration of node 0, the primary, or of node 1, its replica.
-    fn config(&self, node: usize, more: &str) -> PathBuf {
-        let path = self.path(&format!("node{node}.yml"));
-        let text = format!(
-            "data:\n  dir: {}\nhttp:\n  addr: 127.0.0.1:{}\nlease:\n  type: static\n  \
-             candidate: {}\n  advertise-url: {}\n  reconnect-delay: 50ms\n{more}",
-            self.path(&format!("data{node}")).display(),
-            self.ports[node],
-            node == 0,
-            self.url(0),
-        );
-        fs::write(&path, text).unwrap();
-        path
-    }
-
     /// What a program wrote into a file of this directory; empty while there is none.
     fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_default()
