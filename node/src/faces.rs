@@ -15,7 +15,7 @@ use crate::tls::TlsMode;
 /// Both servers, running.
 pub(crate) struct Faces {
     api: http::Server,
-    proxy: Option<proxy::Server>,
+    proxy: Option<http::Server>,
     stop: watch::Sender<bool>,
 }
 
@@ -33,9 +33,9 @@ impl Faces {
         let view: Arc<dyn NodeView> = view.clone();
         let (stop, stopped) = watch::channel(false);
         let decider = config.proxy.clone().map(|c| Proxy::new(c, view.clone(), link, stopped));
-        let api = http::Server::start(view, api, access, decider.clone())?;
+        let api = http::start(view, api, access, decider.clone())?;
         let proxy = decider.zip(proxy).map(|(decider, listener)| {
-            let server = proxy::Server::start(decider, listener)?;
+            let server = proxy::start(decider, listener)?;
             tracing::info!("the proxy listens on {}", server.local_addr());
             io::Result::Ok(server)
         });

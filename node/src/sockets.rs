@@ -20,9 +20,9 @@ const BACKLOG: i32 = 128;
 
 /// All sockets, bound, non-blocking.
 pub struct Sockets {
-    /// For [`crate::http::Server`].
+    /// For [`crate::http::start`].
     pub api: TcpListener,
-    /// For [`crate::proxy::Server`], if the configuration has a proxy.
+    /// For [`crate::proxy::start`], if the configuration has a proxy.
     pub proxy: Option<TcpListener>,
     /// For QUIC.
     pub quic: UdpSocket,

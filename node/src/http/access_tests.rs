@@ -156,7 +156,7 @@ impl Place {
                 ProxyConfig::new(([127, 0, 0, 1], 0).into(), "127.0.0.1:9", "a.db").unwrap();
             let stop = watch::channel(false).1;
             let proxy = Proxy::new(proxy, node.clone(), Link::default(), stop);
-            Server::start(node.clone(), listener, access, Some(proxy)).unwrap()
+            start(node.clone(), listener, access, Some(proxy)).unwrap()
         });
         Self { fixture, certificates, encrypted }
     }
@@ -329,9 +329,8 @@ async fn this_host_needs_no_credentials_with_or_without_tls() {
     let certificates = Certificates::new();
     let config = Config::new("/none").with_token(Token::new(TOKEN).unwrap());
     let access = Access::new(&config, &certificates.server).unwrap();
-    let fixture = Fixture::start_with(|node, listener| {
-        Server::start(node.clone(), listener, access, None).unwrap()
-    });
+    let fixture =
+        Fixture::start_with(|node, listener| start(node.clone(), listener, access, None).unwrap());
     let connect = || TcpStream::connect(fixture.server.local_addr());
     let host = |status, stream| async move {
         assert_eq!(ask_on_as(stream, "localhost").await, status);

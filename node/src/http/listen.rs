@@ -1,20 +1,60 @@
 //! Takes connections, not too many at once, and lets the running ones end.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// What requests that run at shutdown may still take.
 const GRACE: Duration = Duration::from_secs(2);
 /// Wait after a failed accept (no descriptors left), so as not to spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// A running server: the API or the proxy.
+pub struct Server {
+    addr: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Serves each of at most `most` connections with what `serving` makes of the sign to stop.
+    pub(crate) fn start<F, Serving>(
+        listener: std::net::TcpListener,
+        most: usize,
+        serving: impl FnOnce(watch::Receiver<bool>) -> F,
+    ) -> io::Result<Self>
+    where
+        F: Fn(TcpStream, SocketAddr) -> Serving + Send + 'static,
+        Serving: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::from_std(listener)?;
+        let addr = listener.local_addr()?;
+        let (stop, stopped) = watch::channel(false);
+        let serve = serving(stopped.clone());
+        let task = tokio::spawn(accept_loop(listener, most, stopped, serve));
+        Ok(Self { addr, stop, task })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Takes no more requests and waits for the running ones, but at most two seconds.
+    pub async fn shutdown(self) {
+        let _ = self.stop.send(true);
+        // A panic in the task was reported when it happened; there is nothing left to stop then.
+        let _ = self.task.await;
+    }
+}
+
 /// Serves at most `most` connections at once until `stop`; more wait in the kernel's queue.
-pub(crate) async fn accept_loop<F, Serving>(
+async fn accept_loop<F, Serving>(
     listener: TcpListener,
     most: usize,
     mut stop: watch::Receiver<bool>,

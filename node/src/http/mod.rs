@@ -35,9 +35,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
 
 pub use info::{
     DatabaseInfo, DivergedInfo, Info, LeaseInfo, PrimaryName, ReplicaInfo, ReplicationInfo,
@@ -46,7 +45,8 @@ pub use view::{LeaseStatus, NodeView, ReplicaStatus, Role, Wish};
 
 pub use self::access::Access;
 pub(crate) use self::access::NODE_TOKEN;
-pub(crate) use self::listen::{accept_loop, stopped};
+pub use self::listen::Server;
+pub(crate) use self::listen::stopped;
 pub(crate) use self::stall::StallGuard;
 
 use self::access::{Greeted, Peer};
@@ -62,46 +62,18 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_STALL: Duration = Duration::from_secs(30);
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
-/// A running HTTP server.
-pub struct Server {
-    addr: SocketAddr,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-}
-
-impl Server {
-    /// Serves `view` on `listener` (non-blocking) to whom `access` lets in, until
-    /// [`Server::shutdown`]. What other nodes forward goes to `proxy`. Call it within a tokio
-    /// runtime.
-    pub fn start(
-        view: Arc<dyn NodeView>,
-        listener: std::net::TcpListener,
-        access: Arc<Access>,
-        proxy: Option<Arc<Proxy>>,
-    ) -> io::Result<Self> {
-        let listener = TcpListener::from_std(listener)?;
-        let addr = listener.local_addr()?;
-        let (stop, stopped) = watch::channel(false);
-        let api = Api::new(view, access.clone(), proxy, stopped.clone());
-        let (router, for_clients) = (router(api), stopped.clone());
-        let serve = move |stream, addr| {
-            serve(stream, addr, access.clone(), router.clone(), for_clients.clone())
-        };
-        let task = tokio::spawn(accept_loop(listener, CONNECTIONS_MAX, stopped, serve));
-        Ok(Self { addr, stop, task })
-    }
-
-    /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.addr
-    }
-
-    /// Takes no more requests and waits for the running ones, but at most two seconds.
-    pub async fn shutdown(self) {
-        let _ = self.stop.send(true);
-        // A panic in the task was reported when it happened; there is nothing left to stop then.
-        let _ = self.task.await;
-    }
+/// Serves `view` on `listener` (non-blocking) to whom `access` lets in, until
+/// [`Server::shutdown`]. What other nodes forward goes to `proxy`. Call it within a tokio runtime.
+pub fn start(
+    view: Arc<dyn NodeView>,
+    listener: std::net::TcpListener,
+    access: Arc<Access>,
+    proxy: Option<Arc<Proxy>>,
+) -> io::Result<Server> {
+    Server::start(listener, CONNECTIONS_MAX, |stop| {
+        let router = router(Api::new(view, access.clone(), proxy, stop.clone()));
+        move |stream, addr| serve(stream, addr, access.clone(), router.clone(), stop.clone())
+    })
 }
 
 /// What the handlers share.

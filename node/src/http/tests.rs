@@ -112,7 +112,7 @@ impl Fixture {
     /// A primary in a directory of its own, so that an escape from it shows.
     pub(crate) fn start() -> Self {
         Self::start_with(|node, listener| {
-            Server::start(node.clone(), listener, local_access(), None).unwrap()
+            start(node.clone(), listener, local_access(), None).unwrap()
         })
     }
 

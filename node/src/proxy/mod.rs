@@ -41,7 +41,7 @@ use upstream::{Outgoing, Upstreams};
 
 pub use headers::FORWARDED;
 pub(crate) use position::Position;
-pub use server::Server;
+pub use server::start;
 pub(crate) use upstream::Link;
 
 /// LiteFS's page for health checks.

@@ -11,13 +11,12 @@ use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use super::Proxy;
 use super::pace::{Pace, Paced};
-use crate::http::{StallGuard, accept_loop, stopped};
+use crate::http::{Server, StallGuard, stopped};
 
 /// Clients served at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 8192;
@@ -25,39 +24,12 @@ const CONNECTIONS_MAX: usize = 8192;
 const WRITE_STALL: Duration = Duration::from_secs(60);
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
-/// A running proxy.
-pub struct Server {
-    addr: SocketAddr,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-}
-
-impl Server {
-    /// Serves clients on `listener` (non-blocking) until [`Server::shutdown`]. Call it within a
-    /// tokio runtime.
-    pub fn start(proxy: Arc<Proxy>, listener: std::net::TcpListener) -> io::Result<Self> {
-        let listener = TcpListener::from_std(listener)?;
-        let addr = listener.local_addr()?;
-        let (stop, stopped) = watch::channel(false);
-        let for_clients = stopped.clone();
-        let serve = move |stream, peer: SocketAddr| {
-            serve(stream, peer.ip(), proxy.clone(), for_clients.clone())
-        };
-        let task = tokio::spawn(accept_loop(listener, CONNECTIONS_MAX, stopped, serve));
-        Ok(Self { addr, stop, task })
-    }
-
-    /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.addr
-    }
-
-    /// Takes no more requests and waits for the running ones, but at most two seconds.
-    pub async fn shutdown(self) {
-        let _ = self.stop.send(true);
-        // A panic in the task was reported when it happened; there is nothing left to stop then.
-        let _ = self.task.await;
-    }
+/// Serves clients on `listener` (non-blocking) until [`Server::shutdown`]. Call it within a tokio
+/// runtime.
+pub fn start(proxy: Arc<Proxy>, listener: std::net::TcpListener) -> io::Result<Server> {
+    Server::start(listener, CONNECTIONS_MAX, |stop| {
+        move |stream, peer: SocketAddr| serve(stream, peer.ip(), proxy.clone(), stop.clone())
+    })
 }
 
 async fn serve(

@@ -84,7 +84,7 @@ struct Place {
     node: Arc<TestNode>,
     app: App,
     api: http::Server,
-    proxy: Server,
+    proxy: http::Server,
     _stop: watch::Sender<bool>,
 }
 
@@ -104,9 +104,8 @@ impl Place {
         let (stop, stopped) = watch::channel(false);
         let decider = Proxy::new(config, node.clone(), Link::default(), stopped);
         let api =
-            http::Server::start(node.clone(), listen(), local_access(), Some(decider.clone()))
-                .unwrap();
-        let proxy = Server::start(decider, listen()).unwrap();
+            http::start(node.clone(), listen(), local_access(), Some(decider.clone())).unwrap();
+        let proxy = start(decider, listen()).unwrap();
         Self { _dir: dir, node, app, api, proxy, _stop: stop }
     }
 
@@ -372,7 +371,7 @@ async fn a_primary_without_a_proxy_is_named_and_its_api_is_not_asked() {
     let there = Place::start(primary(), |_| {}).await;
     let listener = listen();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let api = http::Server::start(there.node.clone(), listener, local_access(), None).unwrap();
+    let api = http::start(there.node.clone(), listener, local_access(), None).unwrap();
     let role = Role { primary_url: Some(url.clone()), ..replica() };
     let here = Place::start(role, |_| {}).await;
     let database = sqlite_file(1);
