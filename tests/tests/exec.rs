@@ -8,7 +8,7 @@ mod daemon;
 mod pair;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use daemon::{Daemon, done, eventually};
