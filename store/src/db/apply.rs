@@ -32,8 +32,11 @@ impl Db {
     ) -> Result<Pos> {
         let (draft, overlay) = self.read_record(record)?;
         let _seized = self.seize();
-        self.note_lag(draft.header.timestamp_ms);
-        self.append_foreign(draft, overlay, durability, || Ok(()))
+        let made_at = draft.header.timestamp_ms;
+        self.append_foreign(draft, overlay, durability, || {
+            self.note_lag(made_at);
+            Ok(())
+        })
     }
 
     /// Reads and verifies a record that follows the newest position, so far as it can be said

@@ -55,12 +55,8 @@ impl Hold {
     /// more; `Full`, `Io`. Nothing has changed then, unless it is `Unconfirmed`.
     pub fn commit(&mut self, record: &mut dyn Read) -> Result<Pos> {
         let (draft, overlay) = self.db.read_record(record)?;
-        self.db.check_admitted()?;
         let passed = Passed::enter(&self.db)?;
-        if !self.db.token.begin_commit(self.token) {
-            let reason = "records of another primary arrived meanwhile".to_owned();
-            return Err(Error::ReadOnly { db: self.db.name.clone(), reason });
-        }
+        self.db.begin_commit(self.token)?;
         let committed = self.db.append_foreign(draft, overlay, Durability::Full, || {
             // Once more: it may have taken longer than the right to commit lasted.
             self.db.shared.gate.check(&self.db.name)

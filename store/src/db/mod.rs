@@ -255,7 +255,6 @@ impl Db {
         }
     }
 
-    /// Fails if the database is quarantined or poisoned.
     /// Fails with `ReadOnly` if the replicas are too far behind for another commit.
     pub(crate) fn check_admitted(&self) -> Result<()> {
         let Some(replication) = &self.shared.options.replication else { return Ok(()) };
@@ -263,6 +262,16 @@ impl Db {
         replication.admit(&self.name).map_err(refused)
     }
 
+    /// Begins the stretch of a commit in which a peer's record cannot take the right to write.
+    fn begin_commit(&self, token: u64) -> Result<()> {
+        if self.token.begin_commit(token) {
+            return Ok(());
+        }
+        let reason = "records of another primary arrived meanwhile".to_owned();
+        Err(Error::ReadOnly { db: self.name.clone(), reason })
+    }
+
+    /// Fails if the database is quarantined or poisoned.
     pub(crate) fn check_well(&self) -> Result<()> {
         self.check_readable()?;
         if self.well.load(Ordering::Acquire) {

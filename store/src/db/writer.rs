@@ -154,19 +154,11 @@ impl Writer {
     /// has arrived.
     pub fn make_room(&self, more: u64) -> Result<()> {
         let (Some(overlay), None) = (&self.overlay, &self.remote) else { return Ok(()) };
-        self.begin_commit()?; // nobody else appends meanwhile
+        self.db.begin_commit(self.token)?; // nobody else appends meanwhile
         let pages = overlay.pgnos().count() as u64 + more;
         let made = self.db.make_room(overlay.page_size(), pages);
         self.db.token.end_commit(self.token);
         made
-    }
-
-    fn begin_commit(&self) -> Result<()> {
-        if self.db.token.begin_commit(self.token) {
-            return Ok(());
-        }
-        let reason = "records of another primary arrived meanwhile".to_owned();
-        Err(Error::ReadOnly { db: self.db.name.clone(), reason })
     }
 
     /// Reads bytes of a page written in this transaction; false if it was not written.
@@ -224,7 +216,7 @@ impl Writer {
             return Ok(());
         }
         let passed = Passed::enter(&self.db)?;
-        self.begin_commit()?;
+        self.db.begin_commit(self.token)?;
         let overlay = self.overlay.as_ref().expect("BUG: a plan is made of an overlay");
         let appended = self.db.append(draft, overlay, durability);
         let appended = appended.inspect_err(|_| self.db.token.end_commit(self.token))?;
