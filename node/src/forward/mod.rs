@@ -32,6 +32,8 @@ mod wire;
 
 use std::time::Duration;
 
+pub(crate) use primary::Rights;
+
 /// A right to write that is not used for so long is taken back, as LiteFS does.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Streams for write forwarding on one connection.

@@ -11,7 +11,7 @@ use super::IDLE_TIMEOUT;
 use super::wire::{self, Answer, Request, StreamError};
 use crate::replication::pipe;
 
-/// Replicas that may wait for a right at once; more wait for their turn to wait.
+/// Waits for a right at once; more wait for their turn to wait.
 const WAITERS: usize = 4;
 /// Commits that may be under way at once.
 const COMMITTERS: usize = 4;
@@ -20,19 +20,52 @@ const SLICE: Duration = Duration::from_millis(250);
 /// The longest that a replica may ask to wait.
 const PATIENCE_MAX: Duration = Duration::from_secs(10);
 
+/// Takes the right to write for others, who wait on few threads.
+#[derive(Clone)]
+pub(crate) struct Rights {
+    store: Store,
+    turns: Arc<Semaphore>,
+}
+
+impl Rights {
+    /// To this node's databases.
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store, turns: Arc::new(Semaphore::new(WAITERS)) }
+    }
+
+    /// Waits for local writers, at most `timeout`, in turns with others.
+    pub(crate) async fn take(&self, name: &DbName, timeout: Duration) -> Result<Hold, Error> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let turn = self.turns.clone().acquire_owned();
+            let Ok(Ok(turn)) = tokio::time::timeout_at(deadline, turn).await else {
+                return Err(Error::Busy { db: name.clone() });
+            };
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now()).min(SLICE);
+            let (store, name) = (self.store.clone(), name.clone());
+            let held = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                store.create(&name)?.hold(left)
+            });
+            match held.await.unwrap_or(Err(Error::Closed)) {
+                Err(Error::Busy { .. }) if tokio::time::Instant::now() < deadline => (),
+                held => return held,
+            }
+        }
+    }
+}
+
 /// Serves the streams of write forwarding of all replicas.
 #[derive(Clone)]
 pub struct Server {
-    store: Store,
-    waiters: Arc<Semaphore>,
+    rights: Rights,
     committers: Arc<Semaphore>,
 }
 
 impl Server {
     /// Of this node's databases.
     pub fn new(store: Store) -> Self {
-        let semaphore = |permits| Arc::new(Semaphore::new(permits));
-        Self { store, waiters: semaphore(WAITERS), committers: semaphore(COMMITTERS) }
+        Self { rights: Rights::new(store), committers: Arc::new(Semaphore::new(COMMITTERS)) }
     }
 
     /// Serves one stream; when it ends, or this is dropped, so does the right to write.
@@ -69,8 +102,8 @@ impl Server {
             let answer = match request? {
                 None => return Ok(()),
                 Some(Request::Lock(timeout)) => {
-                    let taken = self.lock(&name, timeout.min(PATIENCE_MAX)).await;
-                    taken.map(|taken| hold.insert(taken).pos())
+                    let taken = self.rights.take(&name, timeout.min(PATIENCE_MAX)).await;
+                    taken.map(|taken| hold.insert(taken).pos()).map_err(|e| answer_to(&e))
                 }
                 Some(Request::Commit(len)) => {
                     let held = hold.take().ok_or(StreamError::Protocol("a commit without a lock"));
@@ -80,28 +113,6 @@ impl Server {
                 }
             };
             wire::write_answer(to, &answer).await?;
-        }
-    }
-
-    /// Takes turns with other replicas in waiting for local writers.
-    async fn lock(&self, name: &DbName, timeout: Duration) -> Result<Hold, RemoteError> {
-        let db = self.store.create(name).map_err(|error| answer_to(&error))?;
-        let deadline = tokio::time::Instant::now() + timeout;
-        loop {
-            let turn = self.waiters.clone().acquire_owned();
-            let Ok(Ok(turn)) = tokio::time::timeout_at(deadline, turn).await else {
-                return Err(RemoteError::Busy);
-            };
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now()).min(SLICE);
-            let waited = db.clone();
-            let held = tokio::task::spawn_blocking(move || {
-                let _turn = turn;
-                waited.hold(left)
-            });
-            match held.await.unwrap_or(Err(Error::Closed)) {
-                Err(Error::Busy { .. }) if tokio::time::Instant::now() < deadline => (),
-                held => return held.map_err(|error| answer_to(&error)),
-            }
         }
     }
 

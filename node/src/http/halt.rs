@@ -91,9 +91,7 @@ pub(super) async fn halt(
         return Ok(Json(answer(query.id, pos)));
     }
     let taking = Taking { halts: api.halts.clone(), name: name.clone() };
-    let store = api.view.store().clone();
-    let taken = run_blocking(move || store.create(&name)?.hold(PATIENCE)).await?;
-    let hold = taken.map_err(Failure::from_store)?;
+    let hold = api.rights.take(&name, PATIENCE).await.map_err(Failure::from_store)?;
     let pos = hold.pos();
     taking.done(hold);
     Ok(Json(answer(query.id, pos)))

@@ -51,6 +51,7 @@ pub(crate) use self::stall::StallGuard;
 
 use self::access::{Greeted, Peer};
 use self::events::EventHub;
+use crate::forward::Rights;
 use crate::metrics;
 use crate::proxy::{self, Proxy};
 
@@ -84,6 +85,7 @@ struct Api {
     exports: Arc<Semaphore>,
     imports: Arc<Semaphore>,
     halts: halt::Halts,
+    rights: Rights,
     access: Arc<Access>,
     proxy: Option<Arc<Proxy>>,
     stop: watch::Receiver<bool>,
@@ -103,6 +105,7 @@ impl Api {
             exports: Arc::new(Semaphore::new(transfer::EXPORTS_MAX)),
             imports: Arc::new(Semaphore::new(transfer::IMPORTS_MAX)),
             halts: halt::Halts::default(),
+            rights: Rights::new(view.store().clone()),
             view,
             access,
             proxy,
