@@ -120,6 +120,17 @@ impl Cluster {
         }
     }
 
+    /// Kills the primary, waits for a commit elsewhere and starts it again: the new primary, and
+    /// the time until that commit.
+    pub fn kill_primary(&mut self, primary: usize) -> (usize, Duration) {
+        self.kill(primary);
+        let (next, took) = self.first_ack(&Self::others(primary), Moment::now(), FAILOVER);
+        self.run(Duration::from_millis(300));
+        self.start_node(primary);
+        assert_eq!(self.primary(), next, "the killed node took the lease back");
+        (next, took)
+    }
+
     /// Ends a node as an operator does, and waits for that. As for its clients, as in a kill.
     pub fn terminate(&mut self, node: usize) {
         self.ledger.note_kill(node);
