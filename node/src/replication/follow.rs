@@ -1,7 +1,6 @@
 //! Follows the primary: dials it, stays connected, and drives [`Upstream`].
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,16 +11,15 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::control::{Control, ControlError};
-use super::diverged;
 use super::receive::{Limits, Receiver};
 use super::replica::{Action, DIAL_TIMEOUT, Local, UNKNOWN, Upstream};
 use super::serve::close_connection;
 use super::standing::{Standing, received_now};
 use super::wire::{Close, FromPrimary, FromReplica, MAX_POINTS, Offer, Reason, Welcome};
-use super::{printable, wall_ms};
+use super::{dial, diverged, printable, wall_ms};
 use crate::config;
 use crate::forward::replica::Forwarding;
-use crate::tls::{self, TlsMode};
+use crate::tls::TlsMode;
 
 /// Offers in one message when joining.
 const OFFER_BATCH: usize = 200;
@@ -176,7 +174,7 @@ impl Driver {
     async fn connect(&mut self) {
         let mut stopped = self.stopped.clone();
         let dialled = tokio::select! {
-            dialled = tokio::time::timeout(DIAL_TIMEOUT, self.open_control()) => dialled,
+            dialled = tokio::time::timeout(DIAL_TIMEOUT, dial::open_control(&self.follow)) => dialled,
             () = stop(&mut stopped) => return,
         };
         let (connection, streams) = match dialled.unwrap_or_else(|_| Err("no answer".to_owned())) {
@@ -199,55 +197,6 @@ impl Driver {
             self.note_failure(text);
         }
         self.upstream.lock().handle_closed(self.epoch_start.elapsed(), reason);
-    }
-
-    /// Dials and opens the control stream, for which a peer may have us wait.
-    async fn open_control(&self) -> Result<(Connection, (SendStream, RecvStream)), String> {
-        let connection = self.dial().await?;
-        let streams = connection.open_bi().await.map_err(|error| explain(&error).1)?;
-        Ok((connection, streams))
-    }
-
-    async fn dial(&self) -> Result<Connection, String> {
-        let target = &self.follow.target;
-        let found = tokio::net::lookup_host((target.host(), target.port())).await;
-        let addrs: Vec<SocketAddr> = found.map_err(|e| e.to_string())?.collect();
-        let mut failure = format!("{} has no address", target.host());
-        for addr in addrs {
-            match self.dial_addr(addr).await {
-                Ok(connection) => return Ok(connection),
-                Err(text) => failure = text,
-            }
-        }
-        Err(failure)
-    }
-
-    async fn dial_addr(&self, addr: SocketAddr) -> Result<Connection, String> {
-        let endpoint = self.endpoint_to(addr)?;
-        let connecting = endpoint.connect(addr, tls::SERVER_NAME).map_err(|e| e.to_string())?;
-        let connection = connecting.await.map_err(|error| explain(&error).1)?;
-        match self.follow.tls.check_peer(&connection) {
-            Ok(_) => Ok(connection),
-            Err(error) => {
-                let close = Close::new(Reason::Identity, error.to_string());
-                close_connection(&connection, &close);
-                Err(close.text)
-            }
-        }
-    }
-
-    /// A node that listens on one address reaches, from there, only peers of the same kind.
-    fn endpoint_to(&self, addr: SocketAddr) -> Result<Endpoint, String> {
-        let own = self.follow.endpoint.local_addr().map_err(|e| e.to_string())?;
-        let is_reachable = (own.is_ipv6() || addr.is_ipv4())
-            && config::is_loopback(own.ip()) == config::is_loopback(addr.ip());
-        if is_reachable || (own.ip().is_unspecified() && (own.is_ipv6() || addr.is_ipv4())) {
-            return Ok(self.follow.endpoint.clone());
-        }
-        let any = if addr.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
-        let socket = any.parse().map(tls::bind_socket).map_err(|_| "no address".to_owned())?;
-        let socket = socket.map_err(|e| e.to_string())?;
-        client_endpoint(socket, &self.follow.tls)
     }
 
     async fn follow_connection(
@@ -303,7 +252,7 @@ impl Driver {
 }
 
 /// What the peer, or the network, says about the end of a connection.
-fn explain(error: &ConnectionError) -> (Option<Reason>, String) {
+pub(super) fn explain(error: &ConnectionError) -> (Option<Reason>, String) {
     match error {
         ConnectionError::ApplicationClosed(close) => (
             Reason::from_code(close.error_code.into_inner()),
@@ -598,13 +547,4 @@ impl Local for Store {
 /// Waits until the follower is to stop, or is gone itself.
 async fn stop(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
-}
-
-/// An endpoint that only dials.
-fn client_endpoint(socket: UdpSocket, mode: &TlsMode) -> Result<Endpoint, String> {
-    let runtime = Arc::new(quinn::TokioRuntime);
-    let config = tls::quic_endpoint_config();
-    let mut endpoint = Endpoint::new(config, None, socket, runtime).map_err(|e| e.to_string())?;
-    endpoint.set_default_client_config(tls::quic_client_config(mode).map_err(|e| e.to_string())?);
-    Ok(endpoint)
 }

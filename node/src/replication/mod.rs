@@ -12,6 +12,7 @@
 //! | `serve`     | drives `primary` for each connection that replicas make                  |
 //! | `send`      | one job of a primary: records or a snapshot onto a database's stream     |
 //! | `follow`    | drives `replica`: dials the primary, stays connected                     |
+//! | `dial`      | reaches the primary at one of its addresses                              |
 //! | `receive`   | one database's stream into the store                                     |
 //! | `standing`  | whether what this node has came from the primary                         |
 //! | `diverged`  | keeping what the primary does not have                                   |
@@ -23,6 +24,7 @@
 mod ack_times;
 pub mod confirm;
 mod control;
+mod dial;
 pub mod diverged;
 pub mod follow;
 pub mod lag;
