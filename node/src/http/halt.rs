@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::transfer::{db_name, run_blocking, spool_body};
+use super::transfer::{db_name, run_blocking, spool_body, take};
 use super::{Api, Failure};
 use crate::forward::IDLE_TIMEOUT;
 use crate::replication::wall_ms;
@@ -33,10 +33,19 @@ const LTX_MAGIC: &[u8] = b"LTX1";
 
 /// The locks that clients hold, or ask for.
 #[derive(Clone, Default)]
-pub(super) struct Halts(Arc<Mutex<HashMap<DbName, Halt>>>);
+pub(super) struct Halts(Arc<Mutex<Held>>);
+
+#[derive(Default)]
+struct Held {
+    halts: HashMap<DbName, Halt>,
+    /// How many there ever were.
+    taken: u64,
+}
 
 struct Halt {
     id: i64,
+    /// Of this one among all that ever were: clients choose ids, and may choose one again.
+    number: u64,
     /// `None` while it is being taken, or something is being committed.
     hold: Option<Hold>,
     until: Instant,
@@ -55,6 +64,14 @@ pub(super) struct TxQuery {
     name: String,
     #[serde(rename = "lockID")]
     lock_id: i64,
+}
+
+/// What is said to who asks for a lock.
+enum Asked {
+    /// It has it, at this position.
+    Has(Pos),
+    /// It may take it.
+    Place(Lent),
 }
 
 /// LiteFS's answer to `POST /halt`.
@@ -87,13 +104,16 @@ pub(super) async fn halt(
         return Err(Failure::new(StatusCode::BAD_REQUEST, "a node cannot halt itself"));
     }
     api.require_primary()?;
-    if let Some(pos) = api.halts.confirm(&name, query.id)? {
-        return Ok(Json(answer(query.id, pos)));
-    }
-    let taking = Taking { halts: api.halts.clone(), name: name.clone() };
+    let lent = match api.halts.confirm(&name, query.id)? {
+        Asked::Has(pos) => return Ok(Json(answer(query.id, pos))),
+        Asked::Place(lent) => lent,
+    };
     let hold = api.rights.take(&name, PATIENCE).await.map_err(Failure::from_store)?;
     let pos = hold.pos();
-    taking.done(hold);
+    if !lent.put(hold) {
+        return Err(not_halted(&name, query.id));
+    }
+    api.halts.expire(name, lent.number);
     Ok(Json(answer(query.id, pos)))
 }
 
@@ -107,12 +127,12 @@ pub(super) async fn tx(
     api.require_primary()?;
     // Before its bytes are taken, and again when they are here.
     api.halts.check(&name, query.lock_id)?;
+    let _permit = take(&api.imports, "imports")?;
     let refuse = || Failure::new(StatusCode::BAD_REQUEST, "the body is no LTX file");
     let mut record = spool_body(&api, body, LTX_MAGIC, refuse).await?;
-    let mut hold = api.halts.borrow(&name, query.lock_id)?;
-    let taking = Taking { halts: api.halts.clone(), name: name.clone() };
+    let (mut hold, lent) = api.halts.borrow(&name, query.lock_id)?;
     let (committed, hold) = run_blocking(move || (hold.commit(&mut record), hold)).await?;
-    taking.done(hold);
+    lent.put(hold);
     committed.map(drop).map_err(Failure::from_store)
 }
 
@@ -122,7 +142,7 @@ pub(super) async fn release(
     Query(query): Query<HaltQuery>,
 ) -> Result<(), Failure> {
     let name = db_name(&query.name)?;
-    api.halts.0.lock().retain(|db, halt| *db != name || halt.id != query.id);
+    api.halts.0.lock().halts.retain(|db, halt| *db != name || halt.id != query.id);
     Ok(())
 }
 
@@ -139,14 +159,14 @@ fn not_halted(name: &DbName, id: i64) -> Failure {
 
 impl Halts {
     /// The lock's position and more time for who has it; else makes a place for it.
-    fn confirm(&self, name: &DbName, id: i64) -> Result<Option<Pos>, Failure> {
-        let mut halts = self.0.lock();
-        halts.retain(|_, halt| halt.hold.is_none() || halt.until > Instant::now());
-        let is_full = halts.len() >= LOCKS_MAX;
-        match halts.get_mut(name) {
-            Some(Halt { id: owner, hold: Some(hold), until }) if *owner == id => {
+    fn confirm(&self, name: &DbName, id: i64) -> Result<Asked, Failure> {
+        let mut held = self.0.lock();
+        held.halts.retain(|_, halt| halt.hold.is_none() || halt.until > Instant::now());
+        let is_full = held.halts.len() >= LOCKS_MAX;
+        match held.halts.get_mut(name) {
+            Some(Halt { id: owner, hold: Some(hold), until, .. }) if *owner == id => {
                 *until = Instant::now() + IDLE_TIMEOUT;
-                Ok(Some(hold.pos()))
+                Ok(Asked::Has(hold.pos()))
             }
             Some(_) => Err(Failure::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -156,45 +176,47 @@ impl Halts {
                 Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "too many halt locks are held"))
             }
             None => {
+                held.taken += 1;
+                let number = held.taken;
                 let until = Instant::now() + IDLE_TIMEOUT;
-                halts.insert(name.clone(), Halt { id, hold: None, until });
-                Ok(None)
+                held.halts.insert(name.clone(), Halt { id, number, hold: None, until });
+                Ok(Asked::Place(Lent { halts: self.clone(), name: name.clone(), number }))
             }
         }
     }
 
     /// Refuses who does not have the lock.
     fn check(&self, name: &DbName, id: i64) -> Result<(), Failure> {
-        let halts = self.0.lock();
-        let halt = halts.get(name).filter(|halt| halt.id == id && halt.until > Instant::now());
-        halt.map(drop).ok_or_else(|| not_halted(name, id))
+        self.0.lock().of(name, id).map(drop).ok_or_else(|| not_halted(name, id))
     }
 
     /// Takes the right to write out, to commit with it.
-    fn borrow(&self, name: &DbName, id: i64) -> Result<Hold, Failure> {
-        let mut halts = self.0.lock();
-        let halt = halts.get_mut(name).filter(|halt| halt.id == id && halt.until > Instant::now());
-        halt.and_then(|halt| halt.hold.take()).ok_or_else(|| not_halted(name, id))
+    fn borrow(&self, name: &DbName, id: i64) -> Result<(Hold, Lent), Failure> {
+        let mut held = self.0.lock();
+        let halt = held.of(name, id);
+        let taken = halt.and_then(|halt| Some((halt.hold.take()?, halt.number)));
+        let (hold, number) = taken.ok_or_else(|| not_halted(name, id))?;
+        Ok((hold, Lent { halts: self.clone(), name: name.clone(), number }))
     }
 
     /// Takes the lock back when it was not used for long.
-    fn expire(&self, name: DbName) {
+    fn expire(&self, name: DbName, number: u64) {
         let halts = Arc::downgrade(&self.0);
         tokio::spawn(async move {
             loop {
                 let until = {
                     let Some(halts) = halts.upgrade() else { return };
-                    let mut halts = halts.lock();
-                    match halts.get(&name) {
-                        Some(Halt { hold: Some(_), until, .. }) if *until > Instant::now() => {
-                            *until
-                        }
-                        Some(Halt { hold: Some(_), id, .. }) => {
+                    let mut held = halts.lock();
+                    match held.halts.get(&name).filter(|halt| halt.number == number) {
+                        None => return,
+                        // Something is being committed, which is using it.
+                        Some(Halt { hold: None, .. }) => Instant::now() + IDLE_TIMEOUT,
+                        Some(Halt { until, .. }) if *until > Instant::now() => *until,
+                        Some(Halt { id, .. }) => {
                             tracing::warn!(db = %name, "halt lock {id} has expired");
-                            halts.remove(&name);
+                            held.halts.remove(&name);
                             return;
                         }
-                        _ => return,
                     }
                 };
                 tokio::time::sleep_until(until).await;
@@ -203,30 +225,41 @@ impl Halts {
     }
 }
 
-/// A lock whose right to write is elsewhere; dropped without it, the lock is gone.
-struct Taking {
-    halts: Halts,
-    name: DbName,
-}
+impl Held {
+    fn of(&mut self, name: &DbName, id: i64) -> Option<&mut Halt> {
+        let halt = self.halts.get_mut(name)?;
+        (halt.id == id && halt.until > Instant::now()).then_some(halt)
+    }
 
-impl Taking {
-    /// Puts the right to write (back) into its place, unless the lock was released meanwhile.
-    fn done(self, hold: Hold) {
-        {
-            let mut halts = self.halts.0.lock();
-            let Some(halt) = halts.get_mut(&self.name) else { return };
-            halt.until = Instant::now() + IDLE_TIMEOUT;
-            halt.hold = Some(hold);
-        }
-        self.halts.expire(self.name.clone());
+    /// The one of that number: another may have taken its place meanwhile.
+    fn numbered(&mut self, name: &DbName, number: u64) -> Option<&mut Halt> {
+        self.halts.get_mut(name).filter(|halt| halt.number == number)
     }
 }
 
-impl Drop for Taking {
+/// A lock whose right to write is elsewhere; dropped without it, the lock is gone.
+struct Lent {
+    halts: Halts,
+    name: DbName,
+    number: u64,
+}
+
+impl Lent {
+    /// Puts the right to write (back) into its place; false if the lock was released meanwhile.
+    fn put(&self, hold: Hold) -> bool {
+        let mut held = self.halts.0.lock();
+        let Some(halt) = held.numbered(&self.name, self.number) else { return false };
+        halt.until = Instant::now() + IDLE_TIMEOUT;
+        halt.hold = Some(hold);
+        true
+    }
+}
+
+impl Drop for Lent {
     fn drop(&mut self) {
-        let mut halts = self.halts.0.lock();
-        if halts.get(&self.name).is_some_and(|halt| halt.hold.is_none()) {
-            halts.remove(&self.name);
+        let mut held = self.halts.0.lock();
+        if held.numbered(&self.name, self.number).is_some_and(|halt| halt.hold.is_none()) {
+            held.halts.remove(&self.name);
         }
     }
 }
@@ -283,6 +316,28 @@ mod tests {
         assert_eq!(ask(&f, "POST", "/halt?name=a.db&id=8", b"").await, 503, "still halted");
         assert_eq!(ask(&f, "DELETE", "/halt?name=a.db&id=7", b"").await, 200);
         assert_eq!(ask(&f, "POST", "/halt?name=a.db&id=8", b"").await, 200);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lock_that_was_released_during_a_commit_takes_nothing_from_the_next_one() {
+        let f = Fixture::start();
+        f.import("a.db", 10).await;
+        let name = DbName::new("a.db").unwrap();
+        let take_hold = || f.node.store.create(&name).unwrap().hold(Duration::ZERO).unwrap();
+        let halts = Halts::default();
+        let place = |id| match halts.confirm(&name, id) {
+            Ok(Asked::Place(lent)) => Some(lent),
+            _ => None,
+        };
+        assert!(place(7).unwrap().put(take_hold()));
+        let (hold, committing) = halts.borrow(&name, 7).ok().unwrap();
+        halts.0.lock().halts.clear();
+        let next = place(8).expect("nobody has it");
+        assert!(!committing.put(hold), "into the place of the next one");
+        drop(committing);
+        assert!(place(9).is_none(), "8 is about to take it");
+        assert!(next.put(take_hold()));
+        assert!(halts.check(&name, 8).is_ok() && halts.check(&name, 7).is_err());
     }
 
     #[tokio::test(flavor = "multi_thread")]
