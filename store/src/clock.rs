@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The moment after `delay` from now; a far one where the system's clock does not reach.
-pub(crate) fn after(delay: Duration) -> Instant {
+pub fn after(delay: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
     let now = Instant::now();
     now.checked_add(delay).unwrap_or(now + FAR)

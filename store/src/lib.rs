@@ -30,7 +30,7 @@ mod store;
 mod tasks;
 mod timing;
 
-pub use clock::{Clock, SystemClock};
+pub use clock::{Clock, SystemClock, after};
 pub use database::{Database, Stats};
 pub use db::compacted::CompactedRecord;
 pub use db::cursor::{LogCursor, LogRecord, Relation};
@@ -48,5 +48,5 @@ pub use remote::{RecordToSend, Remote, RemoteError, RemoteWriter};
 pub use replication::{Answer, Replication, Unconfirmed};
 pub use shared::Subscription;
 pub use storage::{DirLock, File, OpenMode, OsStorage, SECTOR, Storage};
-pub use store::{Event, Store, WeakStore};
+pub use store::{Event, MAX_DATABASES, Store, WeakStore};
 pub use timing::{Counters, Histogram, Timing, Timings};

@@ -74,6 +74,9 @@ impl PartialEq for Store {
 
 impl Eq for Store {}
 
+/// Most databases of a store: peers name them, and each costs memory.
+pub const MAX_DATABASES: usize = 100_000;
+
 #[derive(Debug)]
 struct Inner {
     shared: Arc<Shared>,
@@ -136,7 +139,7 @@ impl Store {
     /// transaction, if it never was here.
     ///
     /// # Errors
-    /// `Closed`.
+    /// `Closed`; `Invalid` beyond [`MAX_DATABASES`].
     pub fn create(&self, name: &DbName) -> Result<Database> {
         let shared = &self.0.shared;
         shared.check_open()?;
@@ -144,6 +147,10 @@ impl Store {
             return Ok(database);
         }
         let mut databases = self.0.databases.write();
+        if databases.len() >= MAX_DATABASES && !databases.contains_key(name) {
+            let reason = format!("there are {MAX_DATABASES} databases already");
+            return Err(Error::Invalid { db: name.clone(), reason });
+        }
         let new = || {
             let dir = shared.databases_dir().join(name.as_str());
             Arc::new(Db::open(shared, name.clone(), dir))

@@ -1,6 +1,6 @@
 //! Ten thousand databases in one store: a bounded number of files, threads and bytes.
 
-use litefs_store::{Database, DbName, Durability, Options, Pgno, Store};
+use litefs_store::{Database, DbName, Durability, ErrorKind, MAX_DATABASES, Options, Pgno, Store};
 
 const DATABASES: usize = 10_000;
 
@@ -78,4 +78,16 @@ fn ten_thousand_databases_take_a_bounded_number_of_files_threads_and_bytes() {
         }
     }
     check_bounds(&store);
+}
+
+#[test]
+fn names_that_were_never_written_are_not_taken_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for number in 0..MAX_DATABASES {
+        store.create(&name(number)).unwrap();
+    }
+    let one_more = store.create(&DbName::new("one-more.db").unwrap());
+    assert_eq!(one_more.unwrap_err().kind(), ErrorKind::Invalid);
+    assert!(store.create(&DbName::new("tenant-00007.db").unwrap()).is_ok(), "it is known");
 }

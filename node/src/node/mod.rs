@@ -16,7 +16,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use litefs_fuse::MountOptions;
-use litefs_store::{Database, DbName, Durability, Options, Pos, Replication, Store};
+use litefs_store::{Database, DbName, Durability, Options, Pos, Replication, Store, after};
 use litefs_vfs::rusqlite::Connection;
 use parking_lot::Mutex;
 use quinn::Endpoint;
@@ -252,7 +252,7 @@ impl Node {
     /// history.
     pub fn wait_for(&self, name: &str, pos: Pos, timeout: Duration) -> Result<Pos, NodeError> {
         let name = DbName::new(name)?;
-        let deadline = Instant::now() + timeout;
+        let deadline = after(timeout);
         let db = self.wait_for_database(&name, deadline, pos)?;
         let left = deadline.saturating_duration_since(Instant::now());
         let ours = db.wait_for(pos.txid, left)?;

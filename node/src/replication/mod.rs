@@ -47,7 +47,7 @@ pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(2800);
 /// A new connection must have exchanged its greetings within this time.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most databases that a peer may name on one connection.
-pub const MAX_DATABASES: usize = 100_000;
+pub const MAX_DATABASES: usize = litefs_store::MAX_DATABASES;
 
 /// The wall clock, ms since 1970; only for people to read, never to decide by.
 pub(crate) fn wall_ms() -> i64 {

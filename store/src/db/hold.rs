@@ -9,7 +9,7 @@ use litefs_ltx::Pos;
 
 use super::Db;
 use super::writer::Passed;
-use crate::{Durability, Error, Result, Unconfirmed};
+use crate::{Durability, Error, Result, Unconfirmed, clock};
 
 /// The right to write a database, held for somebody who writes elsewhere; dropping it gives it
 /// back. Only on a node that may commit.
@@ -27,7 +27,7 @@ impl fmt::Debug for Hold {
 impl Hold {
     /// Waits for other writers, at most `timeout`.
     pub(crate) fn take(db: &Arc<Db>, timeout: Duration) -> Result<Self> {
-        let deadline = Instant::now() + timeout;
+        let deadline = clock::after(timeout);
         loop {
             db.check_well()?;
             db.shared.gate.check(&db.name)?;
