@@ -136,7 +136,9 @@ impl Server {
         let mut left = len;
         while left > 0 {
             let max = usize::try_from(left).unwrap_or(usize::MAX).min(pipe::CHUNK);
-            let chunk = from.read_chunk(max, true).await;
+            // Whoever waits for the right to write must not wait for ever.
+            let chunk = tokio::time::timeout(IDLE_TIMEOUT, from.read_chunk(max, true)).await;
+            let chunk = chunk.map_err(|_| StreamError::Protocol("a record that does not come"))?;
             let chunk = chunk.map_err(|e| StreamError::Ended(e.to_string()))?;
             let chunk = chunk.ok_or(StreamError::Protocol("a record that ends early"))?;
             left -= chunk.bytes.len() as u64;
@@ -154,7 +156,8 @@ impl Server {
 fn answer_to(error: &Error) -> RemoteError {
     match error.kind() {
         ErrorKind::Busy => RemoteError::Busy,
-        ErrorKind::Unconfirmed => RemoteError::Unconfirmed(error.to_string()),
+        // After a failed sync, the record may be on disk.
+        ErrorKind::Unconfirmed | ErrorKind::Io => RemoteError::Unconfirmed(error.to_string()),
         _ => RemoteError::Refused(format!("the primary refused it: {error}")),
     }
 }

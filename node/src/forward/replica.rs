@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use litefs_store::{DbName, Pos, RecordToSend, Remote, RemoteError, RemoteWriter};
+use litefs_store::{DbName, Pos, RecordToSend, Remote, RemoteError, RemoteWriter, after};
 use parking_lot::{Condvar, Mutex};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::runtime::Handle;
@@ -37,6 +37,8 @@ struct Right {
     to: SendStream,
     from: RecvStream,
     pos: Pos,
+    /// Of the connection.
+    generation: u64,
 }
 
 enum Slot {
@@ -48,6 +50,8 @@ enum Slot {
 #[derive(Default)]
 struct State {
     primary: Option<Connection>,
+    /// Counts the connections.
+    generation: u64,
     slots: HashMap<DbName, Slot>,
     /// Databases that clients have halted, and how many have.
     halts: HashMap<DbName, u32>,
@@ -85,6 +89,7 @@ impl Forwarding {
     pub fn set_primary(&self, connection: Option<Connection>) {
         let mut state = self.inner.state.lock();
         state.primary = connection;
+        state.generation += 1;
         state.slots.retain(|_, slot| !matches!(slot, Slot::Kept { .. }));
         state.halts.clear();
         self.inner.changed.notify_all();
@@ -96,8 +101,12 @@ impl Forwarding {
     /// # Errors
     /// [`RemoteError`].
     pub fn halt(&self, db: &DbName, timeout: Duration) -> Result<Pos, RemoteError> {
-        let pos = self.inner.reach(db, timeout)?;
-        *self.inner.state.lock().halts.entry(db.clone()).or_default() += 1;
+        let (pos, generation) = self.inner.reach(db, timeout)?;
+        let mut state = self.inner.state.lock();
+        if state.generation != generation {
+            return Err(changed());
+        }
+        *state.halts.entry(db.clone()).or_default() += 1;
         Ok(pos)
     }
 
@@ -133,7 +142,7 @@ impl Remote for Forwarding {
     }
 
     fn reach(&self, db: &DbName, timeout: Duration) -> Result<Pos, RemoteError> {
-        self.inner.reach(db, timeout)
+        self.inner.reach(db, timeout).map(|(pos, _)| pos)
     }
 
     fn claim(&self, db: &DbName) -> Option<Box<dyn RemoteWriter>> {
@@ -151,17 +160,18 @@ impl Remote for Forwarding {
 }
 
 impl Inner {
-    /// Waits for another client of this node first.
-    fn reach(self: &Arc<Self>, db: &DbName, timeout: Duration) -> Result<Pos, RemoteError> {
-        let deadline = Instant::now() + timeout;
-        let connection = {
+    /// Waits for another client of this node first. Returns the primary's position, and the
+    /// generation of the right.
+    fn reach(self: &Arc<Self>, db: &DbName, timeout: Duration) -> Result<(Pos, u64), RemoteError> {
+        let deadline = after(timeout);
+        let (connection, generation) = {
             let mut state = self.state.lock();
             loop {
                 match state.slots.get_mut(db) {
                     None => break,
                     Some(Slot::Kept { right, until }) => {
                         *until = (*until).max(Instant::now() + KEPT_FOR);
-                        return Ok(right.pos);
+                        return Ok((right.pos, right.generation));
                     }
                     Some(Slot::Taking | Slot::Claimed) => (),
                 }
@@ -173,25 +183,24 @@ impl Inner {
             let connection = connection
                 .ok_or_else(|| RemoteError::Refused("there is no primary now".to_owned()))?;
             state.slots.insert(db.clone(), Slot::Taking);
-            connection
+            (connection, state.generation)
         };
         let left = deadline.saturating_duration_since(Instant::now());
-        let taken = self.wait(take(connection.clone(), db.clone(), left));
+        let taken = self.wait(take(connection, generation, db.clone(), left));
         let taken = taken.unwrap_or_else(|| Err(stopped()));
         let mut state = self.state.lock();
         state.slots.remove(db);
         self.changed.notify_all();
         let right = taken?;
-        let is_current = |now: &Connection| now.stable_id() == connection.stable_id();
-        if !state.primary.as_ref().is_some_and(is_current) {
-            return Err(RemoteError::Refused("the primary has changed".to_owned()));
+        if state.generation != generation {
+            return Err(changed());
         }
         let pos = right.pos;
         let until = Instant::now() + KEPT_FOR;
         state.slots.insert(db.clone(), Slot::Kept { right, until });
         drop(state);
         self.drop_later(db.clone());
-        Ok(pos)
+        Ok((pos, generation))
     }
 
     /// Gives a kept right back when nobody came for it.
@@ -234,16 +243,25 @@ fn stopped() -> RemoteError {
     RemoteError::Refused("this node is shutting down".to_owned())
 }
 
-async fn take(connection: Connection, db: DbName, timeout: Duration) -> Result<Right, RemoteError> {
+fn changed() -> RemoteError {
+    RemoteError::Refused("the primary has changed".to_owned())
+}
+
+async fn take(
+    connection: Connection,
+    generation: u64,
+    db: DbName,
+    timeout: Duration,
+) -> Result<Right, RemoteError> {
     let take = async {
         let opened = connection.open_bi().await;
         let (mut to, mut from) = opened.map_err(|e| StreamError::Ended(e.to_string()))?;
         to.write_all(&encode_stream_name(&db)).await?;
         to.write_all(&Request::Lock(timeout).encode()).await?;
         let answer = wire::read_answer(&mut from).await?;
-        Ok::<_, StreamError>(answer.map(|pos| Right { to, from, pos }))
+        Ok::<_, StreamError>(answer.map(|pos| Right { to, from, pos, generation }))
     };
-    match tokio::time::timeout(timeout + ANSWER_TIMEOUT, take).await {
+    match tokio::time::timeout(timeout.saturating_add(ANSWER_TIMEOUT), take).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
             Err(RemoteError::Refused(format!("the primary cannot be reached: {error}")))
@@ -273,16 +291,25 @@ impl RemoteWriter for Writer {
         self.used = true;
         let lost = || RemoteError::Refused("the primary has ended the right to write".to_owned());
         let right = self.right.take().ok_or_else(lost)?;
-        let mut send = RecordSink { inner: &self.inner, right: Some(right), buffer: Vec::new() };
+        let mut send = RecordSink {
+            inner: &self.inner,
+            right: Some(right),
+            buffer: Vec::new(),
+            is_unsure: false,
+        };
         send.buffer = Request::Commit(record.encoded_len()).encode();
         let sent = record.write_to(&mut send).and_then(|()| send.pass_on());
         let right = match (sent, send.right) {
             (Ok(()), Some(right)) => right,
+            (Err(error), _) if send.is_unsure => {
+                return Err(RemoteError::Unconfirmed(error.to_string()));
+            }
             // It is not whole there, so it cannot be committed.
             (Err(error), _) => return Err(RemoteError::Refused(error.to_string())),
             (Ok(()), None) => return Err(lost()),
         };
-        let (right, answer) = self.inner.wait(answer(right)).ok_or_else(stopped)?;
+        let lost = || RemoteError::Unconfirmed("this node is shutting down".to_owned());
+        let (right, answer) = self.inner.wait(answer(right)).ok_or_else(lost)?;
         self.right = right;
         let pos = answer?;
         if pos != record.pos() {
@@ -314,6 +341,8 @@ struct RecordSink<'a> {
     inner: &'a Inner,
     right: Option<Right>,
     buffer: Vec<u8>,
+    /// The runtime ended meanwhile: nobody knows what was sent.
+    is_unsure: bool,
 }
 
 impl RecordSink<'_> {
@@ -328,7 +357,10 @@ impl RecordSink<'_> {
         match sent {
             Some(Ok(right)) => self.right = Some(right),
             Some(Err(error)) => return Err(std::io::Error::other(error)),
-            None => return Err(lost()),
+            None => {
+                self.is_unsure = true;
+                return Err(lost());
+            }
         }
         Ok(())
     }
@@ -354,7 +386,9 @@ impl Drop for Writer {
         state.slots.remove(&self.db);
         let is_halted = state.halts.contains_key(&self.db);
         let is_wanted = !self.used && self.until > Instant::now();
-        if let Some(right) = self.right.take().filter(|_| is_halted || is_wanted) {
+        let generation = state.generation;
+        let is_usable = |right: &Right| right.generation == generation && (is_halted || is_wanted);
+        if let Some(right) = self.right.take().filter(is_usable) {
             let until = self.until;
             state.slots.insert(self.db.clone(), Slot::Kept { right, until });
         }

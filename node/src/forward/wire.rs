@@ -13,11 +13,13 @@
 
 use std::time::Duration;
 
-use litefs_store::{Checksum, DbName, Pos, RemoteError, Txid};
+use litefs_store::{DbName, Pos, RemoteError};
 use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
 
 use crate::replication::printable;
-use crate::replication::wire::{MAX_RECORD, decode_name, decode_stream_name_len};
+use crate::replication::wire::{
+    MAX_RECORD, POS_LEN, decode_name, decode_pos, decode_stream_name_len, put_pos, truncated,
+};
 
 const MAX_TEXT: usize = 1024;
 
@@ -108,19 +110,15 @@ pub(super) async fn read_name(from: &mut RecvStream) -> Result<DbName, StreamErr
 pub(super) async fn write_answer(to: &mut SendStream, answer: &Answer) -> Result<(), StreamError> {
     let mut bytes = Vec::new();
     let mut put = |kind: u8, text: &str| {
-        let mut end = text.len().min(MAX_TEXT);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
+        let text = truncated(text, MAX_TEXT);
         bytes.push(kind);
-        bytes.extend_from_slice(&(end as u16).to_be_bytes());
-        bytes.extend_from_slice(&text.as_bytes()[..end]);
+        bytes.extend_from_slice(&(text.len() as u16).to_be_bytes());
+        bytes.extend_from_slice(text.as_bytes());
     };
     match answer {
         Ok(pos) => {
             bytes.push(0);
-            bytes.extend_from_slice(&pos.txid.get().to_be_bytes());
-            bytes.extend_from_slice(&pos.checksum.get().to_be_bytes());
+            put_pos(&mut bytes, *pos);
         }
         Err(RemoteError::Busy) => bytes.push(1),
         Err(RemoteError::Refused(text)) => put(2, text),
@@ -135,10 +133,9 @@ pub(super) async fn read_answer(from: &mut RecvStream) -> Result<Answer, StreamE
     from.read_exact(&mut kind).await?;
     match kind[0] {
         0 => {
-            let mut words = [[0; 8]; 2];
-            from.read_exact(words.as_flattened_mut()).await?;
-            let [txid, checksum] = words.map(u64::from_be_bytes);
-            Ok(Ok(Pos::new(Txid::new(txid), Checksum::from_raw(checksum))))
+            let mut pos = [0; POS_LEN];
+            from.read_exact(&mut pos).await?;
+            decode_pos(&pos).map(Ok).map_err(|_| StreamError::Protocol("a position"))
         }
         1 => Ok(Err(RemoteError::Busy)),
         2 => Ok(Err(RemoteError::Refused(read_text(from).await?))),

@@ -62,6 +62,9 @@ pub const MAX_POINTS: usize = 64;
 /// Bytes of a frame header on a database stream.
 pub const STREAM_FRAME_LEN: usize = 1 + 8 + 16 + 16;
 
+/// Bytes of a position.
+pub(crate) const POS_LEN: usize = 16;
+
 const MAGIC: [u8; 4] = *b"LTFS";
 const MAX_NAME: usize = 200;
 const NEVER_IN_SYNC: u64 = u64::MAX;
@@ -359,7 +362,10 @@ impl StreamFrame {
             _ => return Err(WireError::Invalid("record kind")),
         };
         let len = r.u64("record length")?;
-        if len == 0 || len > MAX_RECORD {
+        if len == 0 {
+            return Err(WireError::Invalid("record length"));
+        }
+        if len > MAX_RECORD {
             return Err(WireError::TooLong { what: "a record", len, max: MAX_RECORD });
         }
         let (base, pos) = (r.pos("base position")?, r.pos("record position")?);
@@ -380,7 +386,10 @@ pub fn encode_stream_name(db: &DbName) -> Vec<u8> {
 /// Checks the length of the name that begins a database stream.
 pub fn decode_stream_name_len(bytes: [u8; 2]) -> Result<usize, WireError> {
     let len = usize::from(u16::from_be_bytes(bytes));
-    if len == 0 || len > MAX_NAME {
+    if len == 0 {
+        return Err(WireError::Invalid("database name"));
+    }
+    if len > MAX_NAME {
         return Err(too_long("a database name", len, MAX_NAME));
     }
     Ok(len)
@@ -395,7 +404,10 @@ pub fn decode_name(bytes: &[u8]) -> Result<DbName, WireError> {
 /// Checks the length that begins a control frame.
 pub fn decode_frame_len(bytes: [u8; 4]) -> Result<usize, WireError> {
     let len = u32::from_be_bytes(bytes) as usize;
-    if len == 0 || len > MAX_FRAME {
+    if len == 0 {
+        return Err(WireError::Invalid("control frame"));
+    }
+    if len > MAX_FRAME {
         return Err(too_long("a control frame", len, MAX_FRAME));
     }
     Ok(len)
@@ -479,9 +491,9 @@ impl FromPrimary {
             }),
             Self::Goodbye(close) => frame(out, 70, |b| {
                 b.extend_from_slice(&(close.reason.code() as u16).to_be_bytes());
-                put_text(b, truncated(&close.text));
+                put_text(b, &close.text);
             }),
-            Self::NoTakeOver(why) => frame(out, 71, |b| put_text(b, truncated(why))),
+            Self::NoTakeOver(why) => frame(out, 71, |b| put_text(b, why)),
             Self::Sync => frame(out, 72, |_| ()),
         }
     }
@@ -539,12 +551,13 @@ fn put_greeting(out: &mut Vec<u8>, node: u64, epoch: u64, cluster: &str, hostnam
     out.extend_from_slice(&VERSION.to_be_bytes());
     out.extend_from_slice(&node.to_be_bytes());
     out.extend_from_slice(&epoch.to_be_bytes());
-    put_text(out, truncated(cluster));
-    put_text(out, truncated(hostname));
+    put_text(out, cluster);
+    put_text(out, hostname);
 }
 
-fn truncated(text: &str) -> &str {
-    let mut end = text.len().min(MAX_TEXT);
+/// So much of a text as fits into `max` bytes.
+pub(crate) fn truncated(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -552,18 +565,23 @@ fn truncated(text: &str) -> &str {
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
-    debug_assert!(text.len() <= MAX_TEXT);
+    let text = truncated(text, MAX_TEXT);
     out.extend_from_slice(&(text.len() as u16).to_be_bytes());
     out.extend_from_slice(text.as_bytes());
 }
 
-fn put_pos(out: &mut Vec<u8>, pos: Pos) {
+pub(crate) fn put_pos(out: &mut Vec<u8>, pos: Pos) {
     out.extend_from_slice(&pos.txid.get().to_be_bytes());
     out.extend_from_slice(&pos.checksum.get().to_be_bytes());
 }
 
 fn too_long(what: &'static str, len: usize, max: usize) -> WireError {
     WireError::TooLong { what, len: len as u64, max: max as u64 }
+}
+
+/// Reads what `put_pos` wrote.
+pub(crate) fn decode_pos(bytes: &[u8; POS_LEN]) -> Result<Pos, WireError> {
+    Reader(bytes).pos("position")
 }
 
 /// Takes fields off the front of a frame.

@@ -156,6 +156,59 @@ fn a_diallers_lies_about_positions_cost_the_primary_nothing() {
     assert_eq!(primary.position("none.db"), None);
 }
 
+/// Takes the right to write, begins a record, and says no more but that it is alive.
+async fn stall_in_a_forwarded_record(primary: &Node, taken: mpsc::Sender<()>) {
+    let endpoint = endpoint();
+    let connecting = endpoint.connect(primary.addr(), tls::SERVER_NAME).unwrap();
+    let connection = connecting.await.unwrap();
+    let (mut control, mut welcome) = connection.open_bi().await.unwrap();
+    let greeting = [hello(""), encoded(&FromReplica::Ready)].concat();
+    control.write_all(&greeting).await.unwrap();
+    welcome.read_exact(&mut [0; 4]).await.unwrap();
+    let (mut to, mut from) = connection.open_bi().await.unwrap();
+    let lock = [&[1][..], &5000_u32.to_be_bytes()].concat();
+    to.write_all(&[encode_stream_name(&name("app.db")), lock].concat()).await.unwrap();
+    let mut answer = [0; 17];
+    from.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer[0], 0, "it has the right to write");
+    let commit = [&[2][..], &1_000_000_u64.to_be_bytes(), b"LTX1"].concat();
+    to.write_all(&commit).await.unwrap();
+    taken.send(()).unwrap();
+    let alive = encoded(&FromReplica::Heartbeat { wall_ms: 0 });
+    while control.write_all(&alive).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[test]
+fn a_replica_that_stalls_in_a_forwarded_record_loses_its_right_to_write() {
+    let primary = TestNode::primary();
+    fill(&primary, "app.db", 10, 100);
+    let runtime = runtime();
+    let (taken, waiting) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let stalling = runtime.handle().clone();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let primary = &primary;
+        scope.spawn(move || {
+            stalling.block_on(async {
+                tokio::select! {
+                    () = stall_in_a_forwarded_record(primary, taken) => (),
+                    _ = stopped => (),
+                }
+            })
+        });
+        waiting.recv_timeout(LONG).expect("it takes the right");
+        let conn = primary.open("app.db").unwrap();
+        conn.busy_timeout(Duration::ZERO).unwrap();
+        let insert = || conn.execute("INSERT INTO t (x) VALUES (1)", []);
+        assert!(insert().is_err(), "somebody else has the right");
+        conn.busy_timeout(LONG).unwrap();
+        insert().unwrap();
+        drop(stop);
+    });
+}
+
 /// What a false primary sends on one stream, and whether it ends it.
 struct Stream {
     bytes: Vec<u8>,
