@@ -458,11 +458,6 @@ impl Drive<'_> {
         while let Some(frame) = self.control.next_frame().map_err(ControlError::from)? {
             let message = FromReplica::decode(&frame).map_err(ControlError::from)?;
             let is_hello = matches!(message, FromReplica::Hello(_));
-            // To place a position in the history.
-            let reads_log = matches!(
-                message,
-                FromReplica::Offers(_) | FromReplica::Ready | FromReplica::Points(..)
-            );
             let is_ack = matches!(message, FromReplica::Acks(_));
             let acks = match (&message, self.joined) {
                 (FromReplica::Acks(acks), Some(_)) => acks.clone(),
@@ -474,13 +469,7 @@ impl Drive<'_> {
                     self.ack_times.handle_ack(now, &ack.db, ack.applied.txid);
                 }
             }
-            let handle = || {
-                self.session.peer.lock().handle_message(now, message, &self.term.store);
-            };
-            match reads_log {
-                true => tokio::task::block_in_place(handle),
-                false => handle(),
-            }
+            self.session.peer.lock().handle_message(now, message, &self.term.store);
             self.pass_on(acks);
             if is_hello {
                 self.welcome();
@@ -589,7 +578,8 @@ impl History for Store {
 
     fn relation(&self, db: &DbName, pos: Pos) -> Result<Relation, String> {
         let db = self.database(db).ok_or("there is no such database")?;
-        db.relation(pos).map_err(|e| e.to_string())
+        // It may read the log.
+        tokio::task::block_in_place(|| db.relation(pos)).map_err(|e| e.to_string())
     }
 }
 
