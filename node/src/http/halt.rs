@@ -46,7 +46,7 @@ struct Halt {
 pub(super) struct HaltQuery {
     #[serde(default)]
     name: String,
-    id: i64,
+    id: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -54,7 +54,7 @@ pub(super) struct TxQuery {
     #[serde(default)]
     name: String,
     #[serde(rename = "lockID")]
-    lock_id: i64,
+    lock_id: Option<i64>,
 }
 
 /// LiteFS's answer to `POST /halt`.
@@ -80,15 +80,15 @@ pub(super) async fn halt(
     Query(query): Query<HaltQuery>,
     headers: HeaderMap,
 ) -> Result<Json<HaltLock>, Failure> {
-    let name = db_name(&query.name)?;
+    let (name, id) = (db_name(&query.name)?, required("id", query.id)?);
     let own = format!("{:016X}", api.view.store().node_id());
     if headers.get("litefs-id").is_some_and(|id| id.as_bytes().eq_ignore_ascii_case(own.as_bytes()))
     {
         return Err(Failure::new(StatusCode::BAD_REQUEST, "a node cannot halt itself"));
     }
     api.require_primary()?;
-    if let Some(pos) = api.halts.confirm(&name, query.id)? {
-        return Ok(Json(answer(query.id, pos)));
+    if let Some(pos) = api.halts.confirm(&name, id)? {
+        return Ok(Json(answer(id, pos)));
     }
     let taking = Taking { halts: api.halts.clone(), name: name.clone() };
     let store = api.view.store().clone();
@@ -96,7 +96,7 @@ pub(super) async fn halt(
     let hold = taken.map_err(Failure::from_store)?;
     let pos = hold.pos();
     taking.done(hold);
-    Ok(Json(answer(query.id, pos)))
+    Ok(Json(answer(id, pos)))
 }
 
 /// Commits a transaction of who has the lock.
@@ -105,13 +105,13 @@ pub(super) async fn tx(
     Query(query): Query<TxQuery>,
     body: Body,
 ) -> Result<(), Failure> {
-    let name = db_name(&query.name)?;
+    let (name, lock) = (db_name(&query.name)?, required("lockID", query.lock_id)?);
     api.require_primary()?;
     // Before its bytes are taken, and again when they are here.
-    api.halts.check(&name, query.lock_id)?;
+    api.halts.check(&name, lock)?;
     let refuse = || Failure::new(StatusCode::BAD_REQUEST, "the body is no LTX file");
     let mut record = spool_body(&api, body, LTX_MAGIC, refuse).await?;
-    let mut hold = api.halts.borrow(&name, query.lock_id)?;
+    let mut hold = api.halts.borrow(&name, lock)?;
     let taking = Taking { halts: api.halts.clone(), name: name.clone() };
     let (committed, hold) = run_blocking(move || (hold.commit(&mut record), hold)).await?;
     taking.done(hold);
@@ -123,9 +123,13 @@ pub(super) async fn release(
     State(api): State<Api>,
     Query(query): Query<HaltQuery>,
 ) -> Result<(), Failure> {
-    let name = db_name(&query.name)?;
-    api.halts.0.lock().retain(|db, halt| *db != name || halt.id != query.id);
+    let (name, id) = (db_name(&query.name)?, required("id", query.id)?);
+    api.halts.0.lock().retain(|db, halt| *db != name || halt.id != id);
     Ok(())
+}
+
+fn required(what: &str, value: Option<i64>) -> Result<i64, Failure> {
+    value.ok_or_else(|| Failure::new(StatusCode::BAD_REQUEST, format!("{what} required")))
 }
 
 fn answer(id: i64, pos: Pos) -> HaltLock {
