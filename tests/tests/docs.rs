@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 14] = [
+const DOCUMENTS: [&str; 15] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "fuzz/README.md",
+    "examples/express/README.md",
     "docs/concepts.md",
     "docs/configuration.md",
     "docs/guarantees.md",

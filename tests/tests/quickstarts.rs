@@ -1,8 +1,9 @@
-//! Risk: the quick starts do not work as they are written. They are executed to the letter, each in
-//! an empty directory and with the network, the mounts and the processes to itself.
+//! Risk: README and quick starts do not work as they are written. They are executed to the letter,
+//! each in an empty directory and with the network, the mounts and the processes to itself.
 //!
 //! A block marked `sh` is executed. A block marked `text` behind it is what it must have printed,
-//! with `…` for anything.
+//! with `…` for anything. One marked `yaml` that begins with a file's name is that file; any other
+//! is a part of a configuration.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -44,12 +45,23 @@ fn steps(document: &str) -> Vec<(String, Option<String>)> {
     for (language, content) in blocks(&read(document)) {
         match language.as_str() {
             "sh" => steps.push((content, None)),
+            "yaml" => steps.extend(file_name(&content).map(|name| (write(name, &content), None))),
             "text" => steps.last_mut().expect("commands come first").1 = Some(content),
             _ => (),
         }
     }
     assert!(!steps.is_empty(), "{document} has no commands");
     steps
+}
+
+/// The name of the configuration that is shown whole.
+fn file_name(yaml: &str) -> Option<&str> {
+    yaml.lines().next()?.strip_prefix("# ").filter(|name| name.ends_with(".yml"))
+}
+
+/// The command that writes a file.
+fn write(name: &str, content: &str) -> String {
+    format!("cat >{name} <<'END OF FILE'\n{content}END OF FILE\n")
 }
 
 /// True if the text is the pattern, in which `…` stands for anything.
@@ -73,7 +85,7 @@ fn execute(document: &str, prepare: impl FnOnce(&Path)) {
     symlink(BINARY, bin.join("litefs-node")).unwrap();
     prepare(&place);
     let steps = steps(document);
-    let mut script = "set -eu\nip link set lo up\n".to_owned();
+    let mut script = "set -eu\nip link set lo up\nip address add 10.0.0.1/32 dev lo\n".to_owned();
     for (commands, _) in &steps {
         script += &format!("{commands}echo '{MARK}'\n");
     }
@@ -99,6 +111,32 @@ fn execute(document: &str, prepare: impl FnOnce(&Path)) {
             assert!(matches(expected, got), "{document}:\n{commands}\nprinted:\n{got}\n{logs}");
         }
     }
+}
+
+#[test]
+fn the_readme_works_as_it_is_written() {
+    execute("README.md", |_| ());
+}
+
+/// Parts of a configuration, each for itself.
+#[test]
+fn the_configurations_that_are_shown_are_understood() {
+    let mut checked = 0;
+    for document in ["README.md", "docs/operations.md", "docs/guarantees.md"] {
+        for (language, content) in blocks(&read(document)) {
+            if language != "yaml" || file_name(&content).is_some() {
+                continue;
+            }
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("litefs.yml");
+            fs::write(&file, &content).unwrap();
+            let output = Command::new(BINARY).args(["config", "check"]).arg(file).output().unwrap();
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{document}:\n{content}\n{error}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 0, "the documents have lost their configurations");
 }
 
 #[test]

@@ -24,7 +24,8 @@ const SAFE_LIBRARIES: [&str; 5] = ["ltx", "store", "fuse", "node", "web"];
 const THIS_FILE: &str = "tests/tests/tidy.rs";
 
 /// Directories that hold no source of ours.
-const SKIPPED: [&str; 7] = [".git", "target", "corpus", "artifacts", "coverage", "data", "dbs"];
+const SKIPPED: [&str; 8] =
+    [".git", "target", "node_modules", "corpus", "artifacts", "coverage", "data", "dbs"];
 
 /// A text file of the repository.
 struct Source {

@@ -2,8 +2,8 @@
 //!
 //! `init` first, then `tx` for each moved position and `primaryChange` whenever the primary is
 //! another one. Besides LiteFS's: `quarantined` for a database that failed a check, `diverged` when
-//! transactions were kept that the cluster does not have, and with Consul `roleChange`: this node's
-//! role, and why.
+//! transactions were kept that the cluster does not have, `syncChange` when commits begin to do without
+//! replicas or wait for them again, and with Consul `roleChange`: this node's role, and why.
 //! A client that is more than [`BACKLOG`] events behind is disconnected.
 
 use std::convert::Infallible;
@@ -20,6 +20,7 @@ use super::info::DivergedInfo;
 use super::recent::Recent;
 use super::view::Role;
 use crate::lease::action::Transition;
+use crate::replication::confirm::SyncChange;
 use litefs_ltx::format_timestamp;
 
 /// Events that a client may be behind.
@@ -91,6 +92,29 @@ impl EventHub {
         });
     }
 
+    /// Spreads them too, until the node stops.
+    pub(super) fn tell_sync_changes(
+        &self,
+        mut changes: Option<broadcast::Receiver<SyncChange>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let (lines, recent) = (self.lines.clone(), self.recent.clone());
+        tokio::spawn(async move {
+            let tell = async {
+                while let Some(change) = next(&mut changes).await {
+                    let line = sync_line(&change);
+                    recent.note(line.clone());
+                    // An error means that nobody listens.
+                    let _ = lines.send(line);
+                }
+            };
+            tokio::select! {
+                () = tell => {}
+                () = super::stopped(&mut stop) => {}
+            }
+        });
+    }
+
     /// Connected clients.
     pub(super) fn clients(&self) -> usize {
         self.lines.receiver_count()
@@ -153,9 +177,9 @@ async fn forward(
     }
 }
 
-/// The next transition, without those that came too fast; `None` once there will be none.
-async fn next(transitions: &mut Option<broadcast::Receiver<Transition>>) -> Option<Transition> {
-    let Some(receiver) = transitions else { return std::future::pending().await };
+/// The next change, without those that came too fast; `None` once there will be none.
+async fn next<T: Clone>(changes: &mut Option<broadcast::Receiver<T>>) -> Option<T> {
+    let Some(receiver) = changes else { return std::future::pending().await };
     loop {
         match receiver.recv().await {
             Ok(transition) => return Some(transition),
@@ -205,6 +229,13 @@ struct QuarantinedData<'a> {
     reason: &'a str,
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SyncData {
+    fallen_back: bool,
+    sync_set: Vec<String>,
+}
+
 fn role_line(kind: &str, role: &Role) -> Bytes {
     let hostname = role.primary_hostname.as_deref();
     line(&Line { r#type: kind, db: None, data: RoleData { is_primary: role.is_primary, hostname } })
@@ -214,6 +245,12 @@ fn transition_line(transition: &Transition) -> Bytes {
     let Transition { from, to, epoch, reason } = transition;
     let data = TransitionData { from: from.name(), to: to.name(), epoch: *epoch, reason };
     line(&Line { r#type: "roleChange", db: None, data })
+}
+
+fn sync_line(change: &SyncChange) -> Bytes {
+    let sync_set = change.sync_set.iter().map(|node| format!("{node:016X}")).collect();
+    let data = SyncData { fallen_back: change.fallen_back, sync_set };
+    line(&Line { r#type: "syncChange", db: None, data })
 }
 
 /// LiteFS's clients pass over types that they do not know.

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::transfer::{db_name, run_blocking, spool_body, take};
+use super::transfer::{db_name, run_blocking, spool_body};
 use super::{Api, Failure};
 use crate::forward::IDLE_TIMEOUT;
 use crate::replication::wall_ms;
@@ -55,7 +55,7 @@ struct Halt {
 pub(super) struct HaltQuery {
     #[serde(default)]
     name: String,
-    id: i64,
+    id: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -63,7 +63,7 @@ pub(super) struct TxQuery {
     #[serde(default)]
     name: String,
     #[serde(rename = "lockID")]
-    lock_id: i64,
+    lock_id: Option<i64>,
 }
 
 /// What is said to who asks for a lock.
@@ -97,24 +97,25 @@ pub(super) async fn halt(
     Query(query): Query<HaltQuery>,
     headers: HeaderMap,
 ) -> Result<Json<HaltLock>, Failure> {
-    let name = db_name(&query.name)?;
+    let (name, id) = (db_name(&query.name)?, required("id", query.id)?);
     let own = format!("{:016X}", api.view.store().node_id());
     if headers.get("litefs-id").is_some_and(|id| id.as_bytes().eq_ignore_ascii_case(own.as_bytes()))
     {
         return Err(Failure::new(StatusCode::BAD_REQUEST, "a node cannot halt itself"));
     }
     api.require_primary()?;
-    let lent = match api.halts.confirm(&name, query.id)? {
-        Asked::Has(pos) => return Ok(Json(answer(query.id, pos))),
+    let lent = match api.halts.confirm(&name, id)? {
+        Asked::Has(pos) => return Ok(Json(answer(id, pos))),
         Asked::Place(lent) => lent,
     };
+    let number = lent.number;
     let hold = api.rights.take(&name, PATIENCE).await.map_err(Failure::from_store)?;
     let pos = hold.pos();
     if !lent.put(hold) {
-        return Err(not_halted(&name, query.id));
+        return Err(not_halted(&name, id));
     }
-    api.halts.expire(name, lent.number);
-    Ok(Json(answer(query.id, pos)))
+    api.halts.expire(name, number);
+    Ok(Json(answer(id, pos)))
 }
 
 /// Commits a transaction of who has the lock.
@@ -123,14 +124,13 @@ pub(super) async fn tx(
     Query(query): Query<TxQuery>,
     body: Body,
 ) -> Result<(), Failure> {
-    let name = db_name(&query.name)?;
+    let (name, lock) = (db_name(&query.name)?, required("lockID", query.lock_id)?);
     api.require_primary()?;
-    // Before its bytes are taken, and again when they are here.
-    api.halts.check(&name, query.lock_id)?;
-    let _permit = take(&api.imports, "imports")?;
+    // Before its bytes are taken, so that each lock has one upload at most.
+    let mut lent = api.halts.borrow(&name, lock)?;
     let refuse = || Failure::new(StatusCode::BAD_REQUEST, "the body is no LTX file");
     let mut record = spool_body(&api, body, LTX_MAGIC, refuse).await?;
-    let (mut hold, lent) = api.halts.borrow(&name, query.lock_id)?;
+    let mut hold = lent.hold.take().ok_or_else(|| not_halted(&name, lock))?;
     let (committed, hold) = run_blocking(move || (hold.commit(&mut record), hold)).await?;
     lent.put(hold);
     committed.map(drop).map_err(Failure::from_store)
@@ -141,9 +141,13 @@ pub(super) async fn release(
     State(api): State<Api>,
     Query(query): Query<HaltQuery>,
 ) -> Result<(), Failure> {
-    let name = db_name(&query.name)?;
-    api.halts.0.lock().halts.retain(|db, halt| *db != name || halt.id != query.id);
+    let (name, id) = (db_name(&query.name)?, required("id", query.id)?);
+    api.halts.0.lock().halts.retain(|db, halt| *db != name || halt.id != id);
     Ok(())
+}
+
+fn required(what: &str, value: Option<i64>) -> Result<i64, Failure> {
+    value.ok_or_else(|| Failure::new(StatusCode::BAD_REQUEST, format!("{what} required")))
 }
 
 fn answer(id: i64, pos: Pos) -> HaltLock {
@@ -180,23 +184,23 @@ impl Halts {
                 let number = held.taken;
                 let until = Instant::now() + IDLE_TIMEOUT;
                 held.halts.insert(name.clone(), Halt { id, number, hold: None, until });
-                Ok(Asked::Place(Lent { halts: self.clone(), name: name.clone(), number }))
+                Ok(Asked::Place(self.lend(name, number, None)))
             }
         }
     }
 
-    /// Refuses who does not have the lock.
-    fn check(&self, name: &DbName, id: i64) -> Result<(), Failure> {
-        self.0.lock().of(name, id).map(drop).ok_or_else(|| not_halted(name, id))
+    fn lend(&self, name: &DbName, number: u64, hold: Option<Hold>) -> Lent {
+        Lent { halts: self.clone(), name: name.clone(), number, hold, is_over: false }
     }
 
     /// Takes the right to write out, to commit with it.
-    fn borrow(&self, name: &DbName, id: i64) -> Result<(Hold, Lent), Failure> {
+    fn borrow(&self, name: &DbName, id: i64) -> Result<Lent, Failure> {
         let mut held = self.0.lock();
-        let halt = held.of(name, id);
+        let halt = held.halts.get_mut(name);
+        let halt = halt.filter(|halt| halt.id == id && halt.until > Instant::now());
         let taken = halt.and_then(|halt| Some((halt.hold.take()?, halt.number)));
         let (hold, number) = taken.ok_or_else(|| not_halted(name, id))?;
-        Ok((hold, Lent { halts: self.clone(), name: name.clone(), number }))
+        Ok(self.lend(name, number, Some(hold)))
     }
 
     /// Takes the lock back when it was not used for long.
@@ -225,42 +229,44 @@ impl Halts {
     }
 }
 
-impl Held {
-    fn of(&mut self, name: &DbName, id: i64) -> Option<&mut Halt> {
-        let halt = self.halts.get_mut(name)?;
-        (halt.id == id && halt.until > Instant::now()).then_some(halt)
-    }
-
-    /// The one of that number: another may have taken its place meanwhile.
-    fn numbered(&mut self, name: &DbName, number: u64) -> Option<&mut Halt> {
-        self.halts.get_mut(name).filter(|halt| halt.number == number)
-    }
-}
-
-/// A lock whose right to write is elsewhere; dropped without it, the lock is gone.
+/// A lock whose right to write is elsewhere. Dropped with it, it puts it back; without it, the lock
+/// is gone.
 struct Lent {
     halts: Halts,
     name: DbName,
     number: u64,
+    hold: Option<Hold>,
+    is_over: bool,
 }
 
 impl Lent {
-    /// Puts the right to write (back) into its place; false if the lock was released meanwhile.
-    fn put(&self, hold: Hold) -> bool {
+    /// Puts the right to write into its place; false if the lock was released meanwhile.
+    fn put(mut self, hold: Hold) -> bool {
+        self.hold = Some(hold);
+        self.give_back()
+    }
+
+    fn give_back(&mut self) -> bool {
+        if std::mem::replace(&mut self.is_over, true) {
+            return false;
+        }
         let mut held = self.halts.0.lock();
-        let Some(halt) = held.numbered(&self.name, self.number) else { return false };
+        // Another may have taken its place meanwhile.
+        let halt = held.halts.get_mut(&self.name).filter(|halt| halt.number == self.number);
+        let Some(halt) = halt else { return false };
         halt.until = Instant::now() + IDLE_TIMEOUT;
-        halt.hold = Some(hold);
-        true
+        halt.hold = self.hold.take();
+        let is_held = halt.hold.is_some();
+        if !is_held {
+            held.halts.remove(&self.name);
+        }
+        is_held
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let mut held = self.halts.0.lock();
-        if held.numbered(&self.name, self.number).is_some_and(|halt| halt.hold.is_none()) {
-            held.halts.remove(&self.name);
-        }
+        self.give_back();
     }
 }
 
@@ -330,14 +336,17 @@ mod tests {
             _ => None,
         };
         assert!(place(7).unwrap().put(take_hold()));
-        let (hold, committing) = halts.borrow(&name, 7).ok().unwrap();
+        let mut committing = halts.borrow(&name, 7).ok().unwrap();
+        assert!(halts.borrow(&name, 7).is_err(), "two commits at once");
+        let hold = committing.hold.take().unwrap();
         halts.0.lock().halts.clear();
         let next = place(8).expect("nobody has it");
         assert!(!committing.put(hold), "into the place of the next one");
-        drop(committing);
         assert!(place(9).is_none(), "8 is about to take it");
         assert!(next.put(take_hold()));
-        assert!(halts.check(&name, 8).is_ok() && halts.check(&name, 7).is_err());
+        assert!(halts.borrow(&name, 7).is_err());
+        assert!(halts.borrow(&name, 8).is_ok());
+        assert!(halts.borrow(&name, 8).is_ok(), "it is back when an upload has failed");
     }
 
     #[tokio::test(flavor = "multi_thread")]

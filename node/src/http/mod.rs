@@ -100,6 +100,7 @@ impl Api {
     ) -> Self {
         let events = Arc::new(EventHub::new(view.store()));
         events.remember_roles(view.role(), view.transitions(), stop.clone());
+        events.tell_sync_changes(view.sync_changes(), stop.clone());
         Self {
             events,
             exports: Arc::new(Semaphore::new(transfer::EXPORTS_MAX)),

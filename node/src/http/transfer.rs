@@ -234,7 +234,7 @@ fn spool_failed(error: io::Error) -> Failure {
     Failure::new(status, format!("cannot keep the upload in the data directory: {error}"))
 }
 
-pub(super) fn take(
+fn take(
     semaphore: &std::sync::Arc<Semaphore>,
     what: &str,
 ) -> Result<OwnedSemaphorePermit, Failure> {

@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::Histogram as PrometheusHistogram;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::lease::action::Transition;
-use crate::replication::confirm::ConfirmStatus;
+use crate::replication::confirm::{ConfirmStatus, SyncChange};
 
 /// A node, as the HTTP API and the metrics see it. Every method answers at once.
 pub trait NodeView: Send + Sync + 'static {
@@ -50,6 +50,11 @@ pub trait NodeView: Send + Sync + 'static {
     fn hand_over(&self, node: u64) -> Wish;
     /// What commits wait for; `None` in mode `async`.
     fn confirm(&self) -> Option<ConfirmStatus> {
+        None
+    }
+    /// When commits began to do without replicas, or to wait for them again, from now on; `None` if
+    /// that does not happen.
+    fn sync_changes(&self) -> Option<broadcast::Receiver<SyncChange>> {
         None
     }
 }

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::forward::replica::Forwarding;
 use crate::http::{LeaseStatus, NodeView, ReplicaStatus, Role, Wish};
 use crate::lease::action::Transition;
-use crate::replication::confirm::{ConfirmStatus, Confirmer};
+use crate::replication::confirm::{ConfirmStatus, Confirmer, SyncChange};
 use crate::replication::follow::Follower;
 use crate::replication::serve::{ConnectedReplica, Term, close_connection};
 use crate::replication::wire::{Close, Reason};
@@ -160,6 +160,10 @@ impl NodeView for Shared {
 
     fn confirm(&self) -> Option<ConfirmStatus> {
         self.confirmer.as_ref().map(|confirmer| confirmer.status())
+    }
+
+    fn sync_changes(&self) -> Option<broadcast::Receiver<SyncChange>> {
+        self.confirmer.as_ref().map(|confirmer| confirmer.changes())
     }
 
     fn lease(&self) -> LeaseStatus {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use litefs_store::{Answer, DbName, Pos, Replication};
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::broadcast;
 
 use super::quorum::{Action, Joined, Quorum, Report, TICK, Ticket};
 use super::wire::Ack;
@@ -26,6 +27,18 @@ pub type Publisher = Arc<dyn Fn(BTreeSet<u64>, Published) + Send + Sync>;
 pub const BUCKETS: [f64; 12] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 
+/// Changes that a slow listener may be behind.
+const CHANGES: usize = 64;
+
+/// Mode `sync` does without replicas from now on, or waits for them again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncChange {
+    /// Commits are acknowledged without replicas.
+    pub fallen_back: bool,
+    /// Those that confirm commits now, by node id.
+    pub sync_set: Vec<u64>,
+}
+
 /// Commits of this node that wait for replicas.
 pub struct Confirmer {
     mode: ReplicationMode,
@@ -35,6 +48,7 @@ pub struct Confirmer {
     waits: Waits,
     fallbacks: AtomicU64,
     refusals: AtomicU64,
+    changes: broadcast::Sender<SyncChange>,
     own: Weak<Self>,
 }
 
@@ -96,6 +110,7 @@ impl Confirmer {
             waits: Waits::default(),
             fallbacks: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
+            changes: broadcast::channel(CHANGES).0,
             own: own.clone(),
         }))
     }
@@ -147,13 +162,19 @@ impl Confirmer {
         self.change(|quorum, _| quorum.handle_lost(now, node, session));
     }
 
+    /// Each fall back from now on, and each return; not that of another primary's commits.
+    pub fn changes(&self) -> broadcast::Receiver<SyncChange> {
+        self.changes.subscribe()
+    }
+
     /// For status and metrics.
     pub fn status(&self) -> ConfirmStatus {
         let inner = self.inner.lock();
+        let set = inner.quorum.sync_set().iter().filter(|_| inner.active);
         ConfirmStatus {
             mode: self.mode.name(),
-            sync_set: inner.quorum.sync_set().iter().copied().collect(),
-            fallen_back: inner.quorum.has_fallen_back(),
+            sync_set: set.copied().collect(),
+            fallen_back: inner.active && inner.quorum.has_fallen_back(),
             waiting: inner.quorum.waiting(),
             fallbacks: self.fallbacks.load(Ordering::Relaxed),
             refusals: self.refusals.load(Ordering::Relaxed),
@@ -232,15 +253,25 @@ impl Confirmer {
         }
     }
 
+    fn tell(&self, fallen_back: bool, set: &BTreeSet<u64>) {
+        // An error means that nobody listens.
+        let _ =
+            self.changes.send(SyncChange { fallen_back, sync_set: set.iter().copied().collect() });
+    }
+
     fn report(&self, report: &Report) {
         match report {
             Report::Synced(set) if set.is_empty() => {}
             Report::Synced(set) => {
-                let names: Vec<_> = set.iter().map(|node| format!("{node:016X}")).collect();
-                tracing::info!("commits are confirmed by replica {} now", names.join(", "));
+                tracing::info!("commits are confirmed by replica {} now", names(set));
+            }
+            Report::Returned(set) => {
+                self.tell(false, set);
+                tracing::info!("commits are confirmed by replica {} again", names(set));
             }
             Report::FellBack => {
                 self.fallbacks.fetch_add(1, Ordering::Relaxed);
+                self.tell(true, &BTreeSet::new());
                 tracing::warn!(
                     "replicas do not confirm commits in time: they are acknowledged without from \
                      now on (replication.on-timeout: async), until enough replicas are back"
@@ -252,6 +283,11 @@ impl Confirmer {
             ),
         }
     }
+}
+
+fn names(set: &BTreeSet<u64>) -> String {
+    let names: Vec<_> = set.iter().map(|node| format!("{node:016X}")).collect();
+    names.join(", ")
 }
 
 impl Replication for Confirmer {

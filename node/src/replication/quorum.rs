@@ -60,6 +60,8 @@ pub enum Report {
     Synced(BTreeSet<u64>),
     /// Commits are acknowledged without replicas from now on.
     FellBack,
+    /// Commits that were are confirmed by these replicas again.
+    Returned(BTreeSet<u64>),
     /// Commits have waited for longer than the timeout, and wait on.
     Stalled,
 }
@@ -284,12 +286,12 @@ impl Quorum {
         self.unsure.clear();
         let was = std::mem::replace(&mut self.set, next.set);
         let had_fallen_back = std::mem::replace(&mut self.fallen_back, next.fallback);
-        if self.fallen_back && !had_fallen_back {
-            self.actions.push_back(Action::Report(Report::FellBack));
-        } else if self.set != was {
-            let report = Report::Synced(self.set.clone());
-            self.actions.push_back(Action::Report(report));
-        }
+        let report = match (had_fallen_back, self.fallen_back) {
+            (false, true) => Some(Report::FellBack),
+            (true, false) => Some(Report::Returned(self.set.clone())),
+            _ => (self.set != was).then(|| Report::Synced(self.set.clone())),
+        };
+        self.actions.extend(report.map(Action::Report));
         self.stalled = false;
         self.forget_offline();
         self.confirm_all();

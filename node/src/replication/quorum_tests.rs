@@ -211,7 +211,9 @@ fn it_falls_back_after_the_timeout_and_returns_by_itself() {
     quorum.handle_timeout(ms(2001));
     assert!(quorum.has_fallen_back(), "it lacks what was acknowledged");
     quorum.handle_acks(ms(2002), A, A, &[ack("a", 2, 2)]);
-    assert_eq!(publications(&drain(&mut quorum, ms(2002))), [BTreeSet::from([A])]);
+    let actions = drain(&mut quorum, ms(2002));
+    assert_eq!(publications(&actions), [BTreeSet::from([A])]);
+    assert!(actions.contains(&Action::Report(Report::Returned(BTreeSet::from([A])))));
     assert!(!quorum.has_fallen_back());
     quorum.handle_commit(ms(2003), &db("a"), pos(3));
     assert_eq!(drain(&mut quorum, ms(2003)), [], "it waits again");

@@ -1,56 +1,26 @@
 //! LiteFS's own clients, unmodified.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
+use crate::npm::{express_example, put};
 use crate::place::{Place, is_plain};
 use crate::shell::{printed, python, sql};
-
-const PACKAGES: [&str; 2] = ["litefs-js@2.0.2", "express@5.1.0"];
-
-const PROGRAMS: [(&str, &str); 2] =
-    [("app.mjs", include_str!("litefs_js_app.mjs")), ("test.mjs", include_str!("litefs_js.mjs"))];
-
-/// The packages from npm, installed once into the build's directory, with our programs beside them.
-pub fn npm_packages() -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("npm");
-    fs::create_dir_all(dir.parent().unwrap()).unwrap();
-    // Each test is a process of its own; the lock ends with this function.
-    let lock = fs::File::create(dir.with_extension("lock")).unwrap();
-    lock.lock().unwrap();
-    if !dir.join("installed").exists() {
-        fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("package.json"), "{\"private\": true, \"type\": \"module\"}").unwrap();
-        let mut npm = Command::new("npm");
-        npm.args(["install", "--no-audit", "--no-fund", "--save-exact"]).args(PACKAGES);
-        let output = npm.current_dir(&dir).output().expect("npm is installed");
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "npm install {PACKAGES:?} failed: {error}");
-        fs::write(dir.join("installed"), "").unwrap();
-    }
-    for (name, text) in PROGRAMS {
-        // Not while another test may read it.
-        if fs::read_to_string(dir.join(name)).ok().as_deref() != Some(text) {
-            fs::write(dir.join(name), text).unwrap();
-        }
-    }
-    dir
-}
 
 #[test]
 fn the_npm_package_litefs_js_works_on_primary_and_replica() {
     if is_plain() {
         return;
     }
-    let dir = npm_packages();
+    let dir = express_example();
+    put(&dir, "test.mjs", include_str!("litefs_js.mjs"));
     let place = Place::pair();
-    let setup = "CREATE TABLE t(id INTEGER PRIMARY KEY, x); INSERT INTO t(x) VALUES (1)";
+    let setup = "CREATE TABLE visit(n INTEGER PRIMARY KEY, at); INSERT INTO visit DEFAULT VALUES";
     sql(&place.db("app.db"), &format!("PRAGMA journal_mode=wal; {setup}"));
     place.wait_for_replica("app.db");
     crate::daemon::eventually("the replica names the primary", || place.copy(".primary").exists());
     let mut node = Command::new("node");
-    node.arg("test.mjs").args(place.nodes.iter().map(|node| &node.mount)).arg("app.mjs");
+    node.arg("test.mjs").args(place.nodes.iter().map(|node| &node.mount));
     assert_eq!(printed(node.current_dir(&dir)), "ok");
     place.check_replica("app.db");
 }

@@ -7,6 +7,8 @@
 mod daemon;
 #[path = "../support/ledger.rs"]
 mod ledger;
+#[path = "../support/npm.rs"]
+mod npm;
 mod place;
 mod shell;
 

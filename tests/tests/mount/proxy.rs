@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::daemon::{free_ports, proxy_addr};
-use crate::litefs_clients::npm_packages;
+use crate::npm::express_example;
 use crate::place::{Place, is_plain};
 use crate::shell::{Session, printed, sql};
 
@@ -30,35 +30,43 @@ struct WebPlace {
 
 impl WebPlace {
     fn start() -> Self {
-        let npm = npm_packages();
+        let example = express_example();
         let mut place = Place::prepare(2);
         let mut apps = Vec::new();
         for (node, port) in place.nodes.iter_mut().zip(free_ports()) {
             let mut config = File::options().append(true).open(&node.config).unwrap();
-            let target = format!("  target: localhost:{port}\n  db: app.db\n");
+            let target = format!("  target: 127.0.0.1:{port}\n  db: app.db\n");
             writeln!(config, "proxy:\n  addr: 127.0.0.1:0\n{target}  debug: true").unwrap();
             node.start();
             let mut app = Command::new("node");
-            app.arg("app.mjs").current_dir(&npm).stdin(Stdio::null()).stdout(Stdio::null());
+            app.arg("app.js").current_dir(&example).stdin(Stdio::null()).stdout(Stdio::null());
             app.env("LITEFS_DIR", &node.mount).env("DATABASE_FILENAME", "app.db");
-            apps.push(Running(app.env("APP_PORT", port.to_string()).spawn().unwrap()));
+            apps.push(Running(app.env("PORT", port.to_string()).spawn().unwrap()));
         }
         let proxies = place.nodes.iter().map(|node| proxy_addr(node.daemon())).collect();
-        let setup = "CREATE TABLE t(id INTEGER PRIMARY KEY, x); INSERT INTO t(x) VALUES (1)";
+        let setup =
+            "CREATE TABLE visit(n INTEGER PRIMARY KEY, at); INSERT INTO visit DEFAULT VALUES";
         sql(&place.db("app.db"), &format!("PRAGMA journal_mode=wal; {setup}"));
         place.wait_for_replica("app.db");
         Self { place, proxies, _apps: apps }
     }
 
     fn curl(&self, node: usize, args: &[&str]) -> String {
-        let url = format!("http://{}/rows", self.proxies[node]);
+        let url = format!("http://{}/visits", self.proxies[node]);
         printed(Command::new("curl").args(["-sS", "--max-time", "60"]).args(args).arg(url))
+    }
+
+    /// How many visits a node knows of.
+    fn visits(&self, node: usize, cookies: &str) -> u64 {
+        let answer = self.curl(node, &["-b", cookies]);
+        let number = answer.split_once(" visits").and_then(|(number, _)| number.parse().ok());
+        number.unwrap_or_else(|| panic!("{answer}"))
     }
 
     /// Posts to a node; returns the cookies of proxy and litefs-js.
     fn post(&self, node: usize) -> String {
         let answer = self.curl(node, &["-i", "-X", "POST"]);
-        assert!(answer.ends_with("\r\n\r\ndone"), "{answer}");
+        assert!(answer.contains("\r\n\r\nvisit "), "{answer}");
         let cookies = answer.lines().filter_map(|line| {
             let (name, value) = line.split_once(": ")?;
             name.eq_ignore_ascii_case("set-cookie").then(|| value.split(';').next())?
@@ -82,7 +90,7 @@ fn an_express_app_with_litefs_js_may_be_asked_on_any_node() {
             let cookies = web.post(node);
             rows += 1;
             for reader in [1, 0] {
-                assert_eq!(web.curl(reader, &["-b", &cookies]), rows.to_string());
+                assert_eq!(web.visits(reader, &cookies), rows);
             }
         }
     }
@@ -98,14 +106,14 @@ fn a_read_waits_until_the_mount_shows_its_clients_write() {
     }
     let web = WebPlace::start();
     let mut reader = Session::open(&web.place.copy("app.db"));
-    assert_eq!(reader.say("BEGIN; SELECT count(*) FROM t"), "1");
+    assert_eq!(reader.say("BEGIN; SELECT count(*) FROM visit"), "1");
     let cookies = web.post(1);
     let read = std::thread::scope(|scope| {
-        let read = scope.spawn(|| web.curl(1, &["-b", &cookies]));
+        let read = scope.spawn(|| web.visits(1, &cookies));
         std::thread::sleep(Duration::from_millis(500));
         assert!(!read.is_finished(), "the read did not wait");
         reader.say("COMMIT");
         read.join().unwrap()
     });
-    assert_eq!(read, "2");
+    assert_eq!(read, 2);
 }
