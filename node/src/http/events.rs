@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::info::DivergedInfo;
 use super::recent::Recent;
-use super::view::Role;
+use super::view::{NodeView, Role};
 use crate::lease::action::Transition;
 use crate::replication::confirm::SyncChange;
 use litefs_ltx::format_timestamp;
@@ -26,65 +26,82 @@ use litefs_ltx::format_timestamp;
 /// Events that a client may be behind.
 const BACKLOG: usize = 1024;
 
-/// Spreads the store's events to the connected clients.
+/// Spreads events to the connected clients.
 pub(super) struct EventHub {
+    teller: Teller,
+    _subscription: Subscription,
+}
+
+#[derive(Clone)]
+struct Teller {
     lines: broadcast::Sender<Bytes>,
     recent: Arc<Recent>,
-    _subscription: Subscription,
+}
+
+impl Teller {
+    /// Tells the clients, and remembers it.
+    fn tell(&self, line: Bytes) {
+        self.recent.note(line.clone());
+        self.tell_clients(line);
+    }
+
+    fn tell_clients(&self, line: Bytes) {
+        // An error means that nobody listens.
+        let _ = self.lines.send(line);
+    }
 }
 
 impl EventHub {
     pub(super) fn new(store: &Store) -> Self {
         let (lines, _) = broadcast::channel(BACKLOG);
-        let (sender, dir) = (lines.clone(), store.dir().to_owned());
-        let recent: Arc<Recent> = Arc::default();
-        let memory = recent.clone();
+        let teller = Teller { lines, recent: Arc::default() };
+        let (spread, dir) = (teller.clone(), store.dir().to_owned());
         let subscription = store.subscribe(move |event| {
             let is_transaction = matches!(event, Event::Position { .. });
             // Serializing for nobody would cost every commit.
-            if is_transaction && sender.receiver_count() == 0 {
+            if is_transaction && spread.lines.receiver_count() == 0 {
                 return;
             }
             let Some(line) = store_event_line(&dir, event) else { return };
-            if !is_transaction {
-                memory.note(line.clone());
+            match is_transaction {
+                true => spread.tell_clients(line),
+                false => spread.tell(line),
             }
-            let _ = sender.send(line);
         });
-        Self { lines, recent, _subscription: subscription }
+        Self { teller, _subscription: subscription }
     }
 
     /// The last events, but for transactions, as JSON.
     pub(super) fn recent(&self) -> String {
-        self.recent.json()
+        self.teller.recent.json()
     }
 
-    /// Remembers changes of roles too, until the node stops.
-    pub(super) fn remember_roles(
-        &self,
-        mut role: watch::Receiver<Role>,
-        mut transitions: Option<broadcast::Receiver<Transition>>,
-        mut stop: watch::Receiver<bool>,
-    ) {
-        let recent = self.recent.clone();
+    /// Tells of what the node's roles and its replicas become, until the node stops.
+    pub(super) fn follow(&self, view: &dyn NodeView, mut stop: watch::Receiver<bool>) {
+        let (mut role, teller) = (view.role(), self.teller.clone());
+        let (mut transitions, mut syncs) = (view.transitions(), view.sync_changes());
         let mut shown = role.borrow_and_update().clone();
-        recent.note(role_line("init", &shown));
+        teller.recent.note(role_line("init", &shown));
         tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    changed = role.changed() => match changed {
-                        Ok(()) => {
-                            let now = role.borrow_and_update().clone();
-                            if now.primary_hostname != shown.primary_hostname {
-                                recent.note(role_line("primaryChange", &now));
-                            }
-                            shown = now;
+                    changed = role.changed() => {
+                        let now = role.borrow_and_update().clone();
+                        if changed.is_err() {
+                            return;
                         }
-                        Err(_) => return,
-                    },
+                        if now != shown {
+                            teller.tell(role_line("primaryChange", &now));
+                        }
+                        shown = now;
+                    }
                     transition = next(&mut transitions) => match transition {
-                        Some(transition) => recent.note(transition_line(&transition)),
+                        Some(transition) => teller.tell(transition_line(&transition)),
                         None => transitions = None,
+                    },
+                    change = next(&mut syncs) => match change {
+                        Some(change) => teller.tell(sync_line(&change)),
+                        None => syncs = None,
                     },
                     () = super::stopped(&mut stop) => return,
                 }
@@ -92,47 +109,23 @@ impl EventHub {
         });
     }
 
-    /// Spreads them too, until the node stops.
-    pub(super) fn tell_sync_changes(
-        &self,
-        mut changes: Option<broadcast::Receiver<SyncChange>>,
-        mut stop: watch::Receiver<bool>,
-    ) {
-        let (lines, recent) = (self.lines.clone(), self.recent.clone());
-        tokio::spawn(async move {
-            let tell = async {
-                while let Some(change) = next(&mut changes).await {
-                    let line = sync_line(&change);
-                    recent.note(line.clone());
-                    // An error means that nobody listens.
-                    let _ = lines.send(line);
-                }
-            };
-            tokio::select! {
-                () = tell => {}
-                () = super::stopped(&mut stop) => {}
-            }
-        });
-    }
-
     /// Connected clients.
     pub(super) fn clients(&self) -> usize {
-        self.lines.receiver_count()
+        self.teller.lines.receiver_count()
     }
 
     /// The response to one client; ends when it is gone, too slow, or the node stops.
     pub(super) fn stream(
         &self,
         role: watch::Receiver<Role>,
-        transitions: Option<broadcast::Receiver<Transition>>,
         mut stop: watch::Receiver<bool>,
     ) -> Body {
-        let lines = self.lines.subscribe();
+        let lines = self.teller.lines.subscribe();
         let (sender, receiver) = mpsc::channel::<Result<Bytes, Infallible>>(1);
         tokio::spawn(async move {
             tokio::select! {
                 // An error means that the client is gone.
-                _ = forward(lines, role, transitions, sender) => {}
+                _ = forward(lines, role, sender) => {}
                 () = super::stopped(&mut stop) => {}
             }
         });
@@ -144,11 +137,10 @@ type Gone = mpsc::error::SendError<Result<Bytes, Infallible>>;
 
 async fn forward(
     mut lines: broadcast::Receiver<Bytes>,
-    mut role: watch::Receiver<Role>,
-    mut transitions: Option<broadcast::Receiver<Transition>>,
+    role: watch::Receiver<Role>,
     sender: mpsc::Sender<Result<Bytes, Infallible>>,
 ) -> Result<(), Gone> {
-    let first = role.borrow_and_update().clone();
+    let first = role.borrow().clone();
     sender.send(Ok(role_line("init", &first))).await?;
     loop {
         tokio::select! {
@@ -159,18 +151,6 @@ async fn forward(
                     return Ok(());
                 }
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
-            },
-            changed = role.changed() => {
-                // The node is shutting down when nobody can change the role any more.
-                if changed.is_err() {
-                    return Ok(());
-                }
-                let now = role.borrow_and_update().clone();
-                sender.send(Ok(role_line("primaryChange", &now))).await?;
-            }
-            transition = next(&mut transitions) => match transition {
-                Some(transition) => sender.send(Ok(transition_line(&transition))).await?,
-                None => transitions = None,
             },
             () = sender.closed() => return Ok(()),
         }
@@ -296,7 +276,7 @@ mod tests {
         for n in 0..=BACKLOG {
             lines.send(Bytes::from(n.to_string())).unwrap();
         }
-        let forwarding = tokio::spawn(forward(receiver, role.subscribe(), None, sender));
+        let forwarding = tokio::spawn(forward(receiver, role.subscribe(), sender));
         assert!(client.recv().await.unwrap().unwrap().starts_with(b"{\"type\":\"init\""));
         assert!(client.recv().await.is_none());
         forwarding.await.unwrap().unwrap();

@@ -99,8 +99,7 @@ impl Api {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let events = Arc::new(EventHub::new(view.store()));
-        events.remember_roles(view.role(), view.transitions(), stop.clone());
-        events.tell_sync_changes(view.sync_changes(), stop.clone());
+        events.follow(view.as_ref(), stop.clone());
         Self {
             events,
             exports: Arc::new(Semaphore::new(transfer::EXPORTS_MAX)),
@@ -224,7 +223,7 @@ async fn get_info(State(api): State<Api>) -> Result<Response, Failure> {
 }
 
 async fn get_events(State(api): State<Api>) -> Response {
-    let body = api.events.stream(api.view.role(), api.view.transitions(), api.stop.clone());
+    let body = api.events.stream(api.view.role(), api.stop.clone());
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
