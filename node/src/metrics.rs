@@ -23,7 +23,7 @@ use prometheus_client::registry::Registry;
 
 use crate::http::{LeaseStatus, NodeView};
 use crate::lease::action::Role;
-use crate::replication::confirm::{BUCKETS, ConfirmStatus};
+use crate::replication::confirm::ConfirmStatus;
 
 /// The text format, which every Prometheus reads.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -158,12 +158,7 @@ fn encode_confirm(encoder: &mut DescriptorEncoder<'_>, status: &ConfirmStatus) -
     let help = "How often commits began to be acknowledged without replicas.";
     counter(encoder, "litefs_sync_fallback_count", help, status.fallbacks)?;
     let help = "How long commits waited for replicas.";
-    let bounds = BUCKETS.into_iter().chain([f64::MAX]);
-    let buckets: Vec<(f64, u64)> = bounds.zip(status.waits.iter().copied()).collect();
-    let name = "litefs_sync_wait_seconds";
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-    let count = status.waits.iter().sum();
-    metric.encode_histogram::<NoLabelSet>(status.waited.as_secs_f64(), count, &buckets, None)
+    histogram(encoder, "litefs_sync_wait_seconds", help, &status.waits)
 }
 
 /// How late each database's newest transaction was here.

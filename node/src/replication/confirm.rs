@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use litefs_store::{Answer, DbName, Pos, Replication};
+use litefs_store::{Answer, DbName, Histogram, Pos, Replication, Timing};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::broadcast;
 
@@ -22,10 +22,6 @@ pub type Published = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// Makes a sync set known to whoever decides who is primary next; see [`Confirmer::set_publisher`].
 pub type Publisher = Arc<dyn Fn(BTreeSet<u64>, Published) + Send + Sync>;
-
-/// Upper bounds of the histogram's buckets, in seconds.
-pub const BUCKETS: [f64; 12] =
-    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 
 /// Changes that a slow listener may be behind.
 const CHANGES: usize = 64;
@@ -45,7 +41,7 @@ pub struct Confirmer {
     started: Instant,
     inner: Mutex<Inner>,
     publisher: Mutex<Option<Publisher>>,
-    waits: Waits,
+    waits: Timing,
     fallbacks: AtomicU64,
     refusals: AtomicU64,
     changes: broadcast::Sender<SyncChange>,
@@ -57,14 +53,6 @@ struct Inner {
     /// This node is the primary.
     active: bool,
     answers: HashMap<Ticket, (Answer, Instant)>,
-}
-
-/// What the waits took.
-#[derive(Debug, Default)]
-struct Waits {
-    /// Not cumulative; the last one is for those above all bounds.
-    counts: [AtomicU64; BUCKETS.len() + 1],
-    nanos: AtomicU64,
 }
 
 /// The state of a primary's commits, for status and metrics.
@@ -82,10 +70,8 @@ pub struct ConfirmStatus {
     pub fallbacks: u64,
     /// Commits that mode `bounded` refused since the start.
     pub refusals: u64,
-    /// How many commits waited for how long: as [`BUCKETS`], and those above them.
-    pub waits: Vec<u64>,
-    /// How long they waited in all.
-    pub waited: Duration,
+    /// How long commits waited.
+    pub waits: Histogram,
 }
 
 impl fmt::Debug for Confirmer {
@@ -107,7 +93,7 @@ impl Confirmer {
             started: Instant::now(),
             inner: Mutex::new(Inner { quorum, active: false, answers: HashMap::new() }),
             publisher: Mutex::new(None),
-            waits: Waits::default(),
+            waits: Timing::default(),
             fallbacks: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
             changes: broadcast::channel(CHANGES).0,
@@ -178,8 +164,7 @@ impl Confirmer {
             waiting: inner.quorum.waiting(),
             fallbacks: self.fallbacks.load(Ordering::Relaxed),
             refusals: self.refusals.load(Ordering::Relaxed),
-            waits: self.waits.counts.iter().map(|n| n.load(Ordering::Relaxed)).collect(),
-            waited: Duration::from_nanos(self.waits.nanos.load(Ordering::Relaxed)),
+            waits: self.waits.read(),
         }
     }
 
@@ -229,7 +214,7 @@ impl Confirmer {
         }
         drop(inner);
         for ((answer, since), outcome) in answered {
-            self.waits.note(since.elapsed());
+            self.waits.add(since.elapsed());
             answer(outcome);
         }
         if let Some((number, set)) = publish {
@@ -324,14 +309,5 @@ impl Replication for Confirmer {
         }
         inner.answers.insert(ticket, (answer, Instant::now()));
         self.act(inner);
-    }
-}
-
-impl Waits {
-    fn note(&self, wait: Duration) {
-        let bucket = BUCKETS.partition_point(|bound| *bound < wait.as_secs_f64());
-        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
-        let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-        self.nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 }
