@@ -1,9 +1,9 @@
 //! Risk: README and quick starts do not work as they are written. They are executed to the letter,
 //! each in an empty directory and with the network, the mounts and the processes to itself.
 //!
-//! A block marked `sh` is executed. A block marked `text` behind it is what it must have printed,
-//! with `…` for anything. One marked `yaml` that begins with a file's name is that file; any other
-//! is a part of a configuration.
+//! A block marked `sh` is executed; not one marked `bash`, which takes long or is tested elsewhere.
+//! A block marked `text` behind it is what it must have printed, with `…` for anything. One marked
+//! `yaml` that begins with a file's name is that file; any other is a part of a configuration.
 
 use std::fs;
 use std::os::unix::fs::symlink;
