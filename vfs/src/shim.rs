@@ -259,7 +259,7 @@ unsafe extern "C" fn sleep(vfs: *mut sqlite3_vfs, microseconds: c_int) -> c_int 
     guard(0, || {
         // SAFETY: the contract.
         let vfs = unsafe { vfs_of(vfs) };
-        match wait::take_busy(vfs.id()).and_then(|name| vfs.home.peek(&name)) {
+        match wait::take_busy(vfs.id()) {
             Some(db) => wait::for_writer(&db, microseconds),
             None => {
                 let default = vfs.default.0;
@@ -407,7 +407,7 @@ unsafe extern "C" fn lock(file: *mut sqlite3_file, level: c_int) -> c_int {
     if code & 0xff == SQLITE_BUSY {
         // SAFETY: the contract.
         let open = unsafe { open_of(file) };
-        wait::found_busy(open.vfs.id(), open.file.database().name());
+        wait::found_busy(open.vfs.id(), open.file.database());
     }
     code
 }

@@ -7,21 +7,22 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use litefs_store::{Database, DbName};
+use litefs_store::Database;
 
 thread_local! {
-    /// The database for which this thread was last told "busy", and the VFS it belongs to.
-    static BUSY: RefCell<Option<(usize, DbName)>> = const { RefCell::new(None) };
+    /// The database for which this thread was last told "busy", and the VFS it belongs to. Not its
+    /// name: stores in other directories may have one of that name.
+    static BUSY: RefCell<Option<(usize, Database)>> = const { RefCell::new(None) };
 }
 
 /// Remembers that this thread found the database busy. `vfs` identifies the VFS.
-pub(crate) fn found_busy(vfs: usize, name: &DbName) {
-    BUSY.with_borrow_mut(|busy| *busy = Some((vfs, name.clone())));
+pub(crate) fn found_busy(vfs: usize, db: &Database) {
+    BUSY.with_borrow_mut(|busy| *busy = Some((vfs, db.clone())));
 }
 
 /// The database whose writer this thread waits for, if it is one of `vfs`.
-pub(crate) fn take_busy(vfs: usize) -> Option<DbName> {
-    BUSY.with_borrow_mut(|busy| busy.take_if(|(owner, _)| *owner == vfs).map(|(_, name)| name))
+pub(crate) fn take_busy(vfs: usize) -> Option<Database> {
+    BUSY.with_borrow_mut(|busy| busy.take_if(|(owner, _)| *owner == vfs).map(|(_, db)| db))
 }
 
 /// Waits for a turn to write, at most as long as SQLite wants to sleep. Returns the microseconds.

@@ -147,6 +147,39 @@ print(db.execute("PRAGMA integrity_check").fetchone()[0])
     assert_eq!(number(&open_plain(&copy), "SELECT count(*) FROM t"), 200);
 }
 
+/// Each waits for the writer of its own database, not for that of another one with its name.
+#[test]
+fn a_writer_waits_as_long_as_it_is_told_whatever_directories_are_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = r#"
+import sqlite3, sys, time
+loader = sqlite3.connect(":memory:")
+loader.enable_load_extension(True)
+loader.load_extension(sys.argv[1])
+loader.close()
+def connect(data):
+    uri = f"file:app.db?vfs=litefs&data={data}"
+    return sqlite3.connect(uri, uri=True, timeout=2, isolation_level=None)
+writers = [(connect(data), connect(data)) for data in sys.argv[2:]]
+for db, _ in writers:
+    db.execute("CREATE TABLE t (x)")
+for first, second in writers:
+    first.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    try:
+        second.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        print(error, time.monotonic() - started > 1)
+    first.execute("ROLLBACK")
+"#;
+    let output = Command::new(python())
+        .args(["-c", script])
+        .args([library(), &dir.path().join("a"), &dir.path().join("b")])
+        .output()
+        .unwrap();
+    assert_eq!(printed(output), ["database is locked True"; 2].join("\n"));
+}
+
 /// A Python that can load extensions; some builds cannot.
 fn python() -> &'static str {
     let able = "import sqlite3; sqlite3.Connection.enable_load_extension";
