@@ -189,7 +189,8 @@ impl MountedDb {
     /// The position that clients see, and when it was committed (ms since the Unix epoch; 0 if
     /// that is not known).
     pub(crate) fn pos(&self) -> (Pos, i64) {
-        (self.main.read().tip().pos(), self.database.timestamp_ms())
+        let main = self.main.read();
+        (main.tip().pos(), main.tip().timestamp_ms())
     }
 
     /// `None` if there is no such file now. The main file is always there.
@@ -200,8 +201,7 @@ impl MountedDb {
             Part::Wal => self.wal.lock().len(),
             Part::Shm => self.shm.lock().len(),
         };
-        let mtime = special::time(self.database.timestamp_ms());
-        size.map(|size| Attributes { size, mtime })
+        size.map(|size| Attributes { size, mtime: special::time(self.pos().1) })
     }
 
     /// Makes a file that is not there (`O_CREAT`); fine if it is.

@@ -161,6 +161,22 @@ fn the_newest_state_is_shown_as_soon_as_nobody_is_in_a_transaction() {
     place.until(|db| db.pos().0 == newest);
 }
 
+#[test]
+fn the_times_of_files_are_those_of_the_transaction_that_they_show() {
+    let place = Place::new("CREATE TABLE t (x)");
+    let (shown, at) = place.db.pos();
+    place.lock(1, Part::Main, bytes::SHARED, LockKind::Read).unwrap();
+    place.db.access.lock().not_before = Some(Instant::now() + 10 * PATIENCE);
+    place.until(|_| SystemTime::now() > special::time(at + 1));
+    place.import("INSERT INTO t VALUES (1)");
+    let newest = (place.database.pos(), place.database.timestamp_ms());
+    assert_ne!(newest.1, at);
+    assert_eq!(place.db.pos(), (shown, at));
+    assert_eq!(place.db.attributes(Part::Main).unwrap().mtime, special::time(at));
+    place.db.unlock(Part::Main, Owner(1), bytes::SHARED);
+    place.until(|db| db.pos() == newest);
+}
+
 /// A client that has not looked in between must drop its cache.
 #[test]
 fn a_database_that_was_removed_elsewhere_and_made_again_has_another_change_counter() {

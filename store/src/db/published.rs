@@ -201,6 +201,14 @@ impl Published {
         Some(StateAt { pos: record.pos, page_size, pages: record.commit })
     }
 
+    /// When the transaction at a record's end was committed; 0 if unknown.
+    pub(crate) fn timestamp_at(&self, txid: Txid) -> i64 {
+        if txid == self.newest.pos.txid {
+            return self.timestamp_ms;
+        }
+        self.record_at(txid).map_or(0, |record| record.timestamp_ms)
+    }
+
     /// The record above the mark that ends at `txid`.
     pub(crate) fn record_at(&self, txid: Txid) -> Option<&RecordMeta> {
         let found = self.records.binary_search_by_key(&txid, |record| record.pos.txid);

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use litefs_ltx::{Checksum, Encoder, Header, PageSize, Pgno, Pos, Txid, page_checksum};
 
-use super::published::{Location, StateAt, Version};
+use super::published::{Location, Published, StateAt, Version};
 use super::{Content, Db};
 use crate::error::IoContext;
 use crate::filecache::CachedFile;
@@ -20,6 +20,7 @@ pub struct Snapshot {
     content: Arc<Content>,
     state: StateAt,
     replaced: Txid,
+    timestamp_ms: i64,
 }
 
 impl Snapshot {
@@ -28,7 +29,7 @@ impl Snapshot {
         db.check_readable()?;
         let content = db.content.read();
         let published = content.published.read();
-        Ok(Self::pin(db, &content, published.newest, published.replaced))
+        Ok(Self::pin(db, &content, &published, published.newest))
     }
 
     /// Pins an older position.
@@ -38,18 +39,30 @@ impl Snapshot {
         let published = content.published.read();
         let gone = || Error::Gone { db: db.name.clone(), after: Pos::new(txid, Checksum::NONE) };
         let state = published.state_at(txid).ok_or_else(gone)?;
-        Ok(Self::pin(db, &content, state, published.replaced))
+        Ok(Self::pin(db, &content, &published, state))
     }
 
     /// The caller holds the published state, so that no fold passes the position meanwhile.
-    fn pin(db: &Arc<Db>, content: &Arc<Content>, state: StateAt, replaced: Txid) -> Self {
+    fn pin(db: &Arc<Db>, content: &Arc<Content>, published: &Published, state: StateAt) -> Self {
         *content.pins.lock().entry(state.pos.txid).or_insert(0) += 1;
-        Self { db: db.clone(), content: content.clone(), state, replaced }
+        Self {
+            db: db.clone(),
+            content: content.clone(),
+            state,
+            replaced: published.replaced,
+            timestamp_ms: published.timestamp_at(state.pos.txid),
+        }
     }
 
     /// The position that is pinned.
     pub fn pos(&self) -> Pos {
         self.state.pos
+    }
+
+    /// When the transaction that led there was committed, ms since the Unix epoch; 0 if that is not
+    /// known (it is not kept over a restart once folded).
+    pub fn timestamp_ms(&self) -> i64 {
+        self.timestamp_ms
     }
 
     /// The page size; `None` before the first transaction.
@@ -178,18 +191,13 @@ impl Snapshot {
             let reason = "a record of a database without any transaction".to_owned();
             return Err(Error::Invalid { db: self.db.name.clone(), reason });
         };
-        let record_time = {
-            let published = self.content.published.read();
-            let record = published.record_at(self.state.pos.txid);
-            record.map_or(published.timestamp_ms, |record| record.timestamp_ms)
-        };
         Ok(Header {
             compressed: false,
             page_size,
             commit: self.state.pages,
             min_txid: after.txid.next(),
             max_txid: self.state.pos.txid,
-            timestamp_ms: record_time,
+            timestamp_ms: self.timestamp_ms,
             pre_apply: after.checksum,
             wal_offset: 0,
             wal_size: 0,
