@@ -197,19 +197,23 @@ mod tests {
     fn the_one_who_waited_gets_the_token_before_the_one_who_let_it_go() {
         let token = Arc::new(Token::default());
         let mine = token.try_acquire().unwrap();
+        let (wake, woken) = std::sync::mpsc::channel();
         let waiter = thread::spawn({
             let token = token.clone();
             move || {
-                token.wait(Duration::from_secs(20));
+                woken.recv().unwrap();
                 token.try_acquire()
             }
         });
-        while token.state.lock().waiting.is_empty() {
-            thread::yield_now();
-        }
+        // In the queue, and slow to wake.
+        token.state.lock().waiting.push_back(waiter.thread().id());
         token.release(mine);
-        let again = token.try_acquire();
-        assert!(waiter.join().unwrap().is_some() != again.is_some());
+        if let Some((_, since)) = &mut token.state.lock().kept {
+            *since += Duration::from_secs(3600); // however slow this thread is
+        }
+        assert_eq!(token.try_acquire(), None);
+        wake.send(()).unwrap();
+        assert!(waiter.join().unwrap().is_some());
     }
 
     #[test]
