@@ -6,7 +6,7 @@ use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use litefs_store::*;
 
@@ -41,6 +41,16 @@ fn crash(dir: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     common::copy_dir(dir, copy.path());
     copy
+}
+
+/// Waits for what happens in the background.
+#[track_caller]
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Tears the record that holds `page`: one of the page's sectors did not reach the disk.
@@ -133,7 +143,7 @@ fn a_cursor_does_not_read_what_recovery_dropped() {
     litefs_store::ltx::verify(Cursor::new(bytes)).unwrap();
 }
 
-/// What that does to the preservation of diverged transactions.
+/// Nor does such a tail spoil what is kept of diverged transactions.
 #[test]
 fn diverged_transactions_are_kept_whole_after_a_lost_tail() {
     let dir = tempfile::tempdir().unwrap();
@@ -154,7 +164,8 @@ fn diverged_transactions_are_kept_whole_after_a_lost_tail() {
     }
 }
 
-/// One flipped bit in the frame header of a folded record hides the acknowledged ones behind.
+/// A flipped bit in the frame header of a folded record must not hide the acknowledged ones behind
+/// it.
 #[test]
 fn damage_below_the_mark_is_not_a_lost_tail() {
     let dir = tempfile::tempdir().unwrap();
@@ -174,7 +185,7 @@ fn damage_below_the_mark_is_not_a_lost_tail() {
     assert!(again.quarantined().is_some() || again.pos() == acked, "{}", again.pos());
 }
 
-/// The same for the header of the last segment.
+/// Nor may one in the header of the last segment.
 #[test]
 fn damage_of_a_segment_header_is_not_a_lost_tail() {
     let dir = tempfile::tempdir().unwrap();
@@ -198,7 +209,7 @@ fn damage_of_a_segment_header_is_not_a_lost_tail() {
     assert!(again.quarantined().is_some() || again.pos() == acked, "{} {acked}", again.pos());
 }
 
-/// A quiet database with more than one segment is folded only after the retention time.
+/// Also one with more than one segment, of which the retention time keeps the older ones.
 #[test]
 fn a_quiet_database_is_folded_after_seconds() {
     let dir = tempfile::tempdir().unwrap();
@@ -207,16 +218,9 @@ fn a_quiet_database_is_folded_after_seconds() {
     for version in 1..100 {
         commit_as(&db, &[(1, version)], 1, Durability::Off);
     }
-    let wait = |what: Txid| {
-        let end = std::time::Instant::now() + Duration::from_secs(20);
-        while db.stats().mark < what && std::time::Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        db.stats().mark
-    };
-    assert_eq!(wait(Txid::new(99)), Txid::new(99));
+    eventually("the first fold", || db.stats().mark == Txid::new(99));
     commit_as(&db, &[(1, 1000)], 1, Durability::Off);
-    assert_eq!(wait(Txid::new(100)), Txid::new(100), "within 20 s");
+    eventually("the fold of one more", || db.stats().mark == Txid::new(100));
 }
 
 /// A disk whose next sync of a log segment waits until told.
@@ -353,7 +357,7 @@ fn no_transaction_id_makes_the_store_panic() {
     let _ = writer.prepare(1, Durability::Full, false);
 }
 
-/// Leftovers of an interrupted preservation end up among the kept files.
+/// They go when the next preservation begins.
 #[test]
 fn leftovers_of_an_interrupted_preservation_are_not_kept() {
     let dir = tempfile::tempdir().unwrap();
@@ -379,12 +383,12 @@ fn applied_records_follow_the_stores_durability() {
     commit(&primary, &[(1, 1)], 1);
     let mut cursor = primary.log_cursor(Pos::ZERO).unwrap();
     let record = cursor.next().unwrap().unwrap();
+    let _pinned = replica.snapshot().unwrap(); // a fold would sync the log, too
     replica.apply(&mut record.reader(), Durability::Off).unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(replica.synced_pos(), replica.pos());
+    eventually("its sync", || replica.synced_pos() == replica.pos());
 }
 
-/// A process was killed; nothing syncs or folds what it left until the next commit.
+/// The next process does it in the background, soon.
 #[test]
 fn what_a_killed_process_left_is_synced_and_folded_without_a_commit() {
     let dir = tempfile::tempdir().unwrap();
@@ -393,8 +397,9 @@ fn what_a_killed_process_left_is_synced_and_folded_without_a_commit() {
     let copy = crash(dir.path());
     let store = Store::open(copy.path()).unwrap();
     let again = store.database(&DbName::new("db").unwrap()).unwrap();
-    std::thread::sleep(Duration::from_secs(8));
-    assert_eq!(again.synced_pos(), again.pos());
+    assert_eq!(again.pos().txid, Txid::new(1));
+    eventually("its sync", || again.synced_pos() == again.pos());
+    eventually("its fold", || again.stats().mark == again.pos().txid);
 }
 
 /// The gate is checked before a commit of less than full durability is acknowledged.
@@ -426,7 +431,7 @@ fn a_waiter_that_gave_up_does_not_keep_the_next_asleep() {
     let second = std::thread::spawn({
         let db = db.clone();
         move || {
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             db.wait_for_writer(Duration::from_secs(20));
             start.elapsed()
         }
