@@ -1,7 +1,7 @@
 //! Clients of replicas write, and the primary commits.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Instant;
 
 use litefs_node::Node;
 use litefs_vfs::rusqlite::TransactionBehavior;
@@ -94,25 +94,24 @@ fn no_forwarded_commit_that_was_acknowledged_is_lost_when_the_primary_crashes() 
     sql(&primary, "app.db", "CREATE TABLE t (id INTEGER PRIMARY KEY)");
     let replica = forwarding_replica(&primary);
     let stop = AtomicBool::new(false);
-    let acknowledged = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
+    let acknowledged = AtomicI64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
             let conn = replica.open("app.db").unwrap();
-            let mut acknowledged = 0_i64;
             let deadline = Instant::now() + LONG;
             while !stop.load(Ordering::Relaxed) && Instant::now() < deadline {
-                match conn.execute("INSERT INTO t VALUES (?1)", [acknowledged + 1]) {
-                    Ok(_) => acknowledged += 1,
+                let next = acknowledged.load(Ordering::Relaxed) + 1;
+                match conn.execute("INSERT INTO t VALUES (?1)", [next]) {
+                    Ok(_) => acknowledged.store(next, Ordering::Relaxed),
                     Err(_) => break,
                 }
             }
-            acknowledged
         });
-        std::thread::sleep(Duration::from_millis(300));
+        eventually("commits are acknowledged", || acknowledged.load(Ordering::Relaxed) > 0);
         primary.crash();
         stop.store(true, Ordering::Relaxed);
-        writer.join().unwrap()
     });
-    assert!(acknowledged > 0);
+    let acknowledged = acknowledged.into_inner();
     primary.restart(|config| config);
     assert!(count(&primary, "app.db") >= acknowledged);
 }
