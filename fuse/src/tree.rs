@@ -74,6 +74,9 @@ enum Owned {
     Super(Arc<SuperJournal>),
 }
 
+type DbSlot = (Arc<Slot>, Arc<MountedDb>);
+type SuperSlot = (Arc<Slot>, Arc<SuperJournal>);
+
 /// A directory entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listed {
@@ -102,26 +105,34 @@ pub(crate) struct Tree {
 struct Slots {
     last: u64,
     by_number: FxHashMap<u64, Arc<Slot>>,
-    databases: BTreeMap<DbName, Arc<Slot>>,
-    super_journals: BTreeMap<String, Arc<Slot>>,
+    databases: BTreeMap<DbName, DbSlot>,
+    super_journals: BTreeMap<String, SuperSlot>,
 }
 
 impl Slots {
+    fn add_database(&mut self, number: u64, db: Arc<MountedDb>) -> DbSlot {
+        let added = (self.add(number, Owned::Db(db.clone())), db);
+        self.databases.insert(added.1.name().clone(), added.clone());
+        added
+    }
+
+    fn add_super_journal(&mut self, name: &str) -> SuperSlot {
+        let journal = Arc::new(SuperJournal::new(name.to_owned()));
+        let number = self.next_number();
+        let added = (self.add(number, Owned::Super(journal.clone())), journal);
+        self.super_journals.insert(name.to_owned(), added.clone());
+        added
+    }
+
     fn add(&mut self, number: u64, owner: Owned) -> Arc<Slot> {
         let slot = Arc::new(Slot {
             number,
-            owner: owner.clone(),
+            owner,
             lookups: AtomicU64::new(0),
             handles: AtomicU64::new(0),
             backing: Backing::default(),
         });
         self.by_number.insert(number, slot.clone());
-        match owner {
-            Owned::Db(db) => self.databases.insert(db.name().clone(), slot.clone()),
-            Owned::Super(journal) => {
-                self.super_journals.insert(journal.name().to_owned(), slot.clone())
-            }
-        };
         slot
     }
 
@@ -133,8 +144,8 @@ impl Slots {
     /// True if `slot` is what its name stands for.
     fn is_named(&self, slot: &Arc<Slot>) -> bool {
         let current = match &slot.owner {
-            Owned::Db(db) => self.databases.get(db.name()),
-            Owned::Super(journal) => self.super_journals.get(journal.name()),
+            Owned::Db(db) => self.databases.get(db.name()).map(|(slot, _)| slot),
+            Owned::Super(journal) => self.super_journals.get(journal.name()).map(|(slot, _)| slot),
         };
         current.is_some_and(|current| Arc::ptr_eq(current, slot))
     }
@@ -143,9 +154,9 @@ impl Slots {
     fn unname(&mut self, slot: &Arc<Slot>) {
         if self.is_named(slot) {
             match &slot.owner {
-                Owned::Db(db) => self.databases.remove(db.name()),
-                Owned::Super(journal) => self.super_journals.remove(journal.name()),
-            };
+                Owned::Db(db) => drop(self.databases.remove(db.name())),
+                Owned::Super(journal) => drop(self.super_journals.remove(journal.name())),
+            }
         }
         self.reap(slot);
     }
@@ -279,15 +290,10 @@ impl Tree {
             _ => self.slots.read().by_number.get(&(ino / FILES_PER_SLOT)).cloned(),
         };
         let slot = slot.ok_or(Errno::ESTALE)?;
-        let file = match ino % FILES_PER_SLOT {
-            0 => DbFile::Part(Part::Main),
-            1 => DbFile::Part(Part::Journal),
-            2 => DbFile::Part(Part::Wal),
-            3 => DbFile::Part(Part::Shm),
-            4 => DbFile::Pos,
-            _ => DbFile::Lock,
-        };
-        Ok(slot_node(slot, file))
+        Ok(match slot.owner.clone() {
+            Owned::Db(db) => Node::Db(slot, db, file_of(ino)),
+            Owned::Super(journal) => Node::Super(slot, journal),
+        })
     }
 
     /// The file of that name, if there is one now.
@@ -296,10 +302,12 @@ impl Tree {
             FileKind::Primary => self.cluster.primary().map(|_| Node::Primary),
             FileKind::Lag => Some(Node::Lag),
             FileKind::SuperJournal(name) => {
-                let slot = self.slots.read().super_journals.get(name).cloned();
-                slot.map(|slot| slot_node(slot, DbFile::Lock))
+                let found = self.slots.read().super_journals.get(name).cloned();
+                found.map(|(slot, journal)| Node::Super(slot, journal))
             }
-            FileKind::Db(name, file) => self.mount(name)?.map(|slot| slot_node(slot, *file)),
+            FileKind::Db(name, file) => {
+                self.mount(name)?.map(|(slot, db)| Node::Db(slot, db, *file))
+            }
         };
         let there = |node: &Node| match node {
             Node::Db(slot, db, DbFile::Part(Part::Main)) => slot.is_open() || db.has_content(),
@@ -311,13 +319,13 @@ impl Tree {
     }
 
     /// The database of that name, mounted now if need be; `None` if there is none with content.
-    fn mount(&self, name: &DbName) -> Result<Option<Arc<Slot>>> {
-        if let Some(slot) = self.mounted(name) {
-            return Ok(Some(slot));
+    fn mount(&self, name: &DbName) -> Result<Option<DbSlot>> {
+        if let Some(found) = self.mounted(name) {
+            return Ok(Some(found));
         }
         let _alone = self.mounting.lock();
-        if let Some(slot) = self.mounted(name) {
-            return Ok(Some(slot));
+        if let Some(found) = self.mounted(name) {
+            return Ok(Some(found));
         }
         let has_content = |db: &Database| db.page_count() > 0 || db.quarantined().is_some();
         match self.shared.store.database(name).filter(has_content) {
@@ -327,7 +335,7 @@ impl Tree {
     }
 
     /// The caller holds `mounting`.
-    fn mount_alone(&self, database: Database) -> Result<Arc<Slot>> {
+    fn mount_alone(&self, database: Database) -> Result<DbSlot> {
         let name = database.name().clone();
         let number = self.slots.write().next_number();
         let main = Slot::main_inode(number);
@@ -335,76 +343,71 @@ impl Tree {
         let db = MountedDb::new(self.shared.clone(), database, inodes)?;
         self.shared.mounted.write().insert(name, db.clone());
         db.nudge(); // the store may have moved since it was looked at
-        Ok(self.slots.write().add(number, Owned::Db(db)))
+        Ok(self.slots.write().add_database(number, db))
     }
 
     /// The database of that name, if it is mounted. One that was removed is let go.
-    fn mounted(&self, name: &DbName) -> Option<Arc<Slot>> {
-        let slot = self.slots.read().databases.get(name).cloned()?;
-        match &slot.owner {
-            Owned::Db(db) if db.is_removed() => {
-                self.unname(&slot);
-                None
-            }
-            _ => Some(slot),
+    fn mounted(&self, name: &DbName) -> Option<DbSlot> {
+        let (slot, db) = self.slots.read().databases.get(name).cloned()?;
+        if db.is_removed() {
+            self.unname(&slot);
+            return None;
         }
+        Some((slot, db))
     }
 
     /// Creates a file that is not there. A database or super-journal that is there is given back.
     pub(crate) fn create(&self, kind: &FileKind) -> Result<Node> {
         match kind {
             FileKind::Db(name, DbFile::Part(Part::Main)) => {
-                let slot = self.create_database(name)?;
-                Ok(slot_node(slot, DbFile::Part(Part::Main)))
+                let (slot, db) = self.create_database(name)?;
+                Ok(Node::Db(slot, db, DbFile::Part(Part::Main)))
             }
             FileKind::Db(name, DbFile::Part(part)) => {
-                let slot = self.mount(name)?.ok_or(Errno::EACCES)?;
-                let node = slot_node(slot, DbFile::Part(*part));
-                if let Node::Db(_, db, _) = &node {
-                    db.create(*part)?;
-                }
-                Ok(node)
+                let (slot, db) = self.mount(name)?.ok_or(Errno::EACCES)?;
+                db.create(*part)?;
+                Ok(Node::Db(slot, db, DbFile::Part(*part)))
             }
             FileKind::SuperJournal(name) if self.is_writable() => {
-                Ok(slot_node(self.create_super_journal(name), DbFile::Lock))
+                let (slot, journal) = self.create_super_journal(name);
+                Ok(Node::Super(slot, journal))
             }
             _ => Err(Errno::EACCES),
         }
     }
 
-    fn create_database(&self, name: &DbName) -> Result<Arc<Slot>> {
+    fn create_database(&self, name: &DbName) -> Result<DbSlot> {
         if !self.shared.store.is_writable() {
             return Err(Errno::EACCES);
         }
-        if let Some(slot) = self.mount(name)? {
-            return Ok(slot);
+        if let Some(found) = self.mount(name)? {
+            return Ok(found);
         }
         let _alone = self.mounting.lock();
-        if let Some(slot) = self.mounted(name) {
-            return Ok(slot);
+        if let Some(found) = self.mounted(name) {
+            return Ok(found);
         }
         let database = self.shared.store.create(name).map_err(|e| errno::of(&e))?;
-        let slot = self.mount_alone(database)?;
+        let created = self.mount_alone(database)?;
         // The kernel may know that its other files do not exist.
         self.forget_names(name);
-        Ok(slot)
+        Ok(created)
     }
 
-    fn create_super_journal(&self, name: &str) -> Arc<Slot> {
+    fn create_super_journal(&self, name: &str) -> SuperSlot {
         let mut slots = self.slots.write();
-        if let Some(slot) = slots.super_journals.get(name) {
-            return slot.clone();
+        if let Some(found) = slots.super_journals.get(name) {
+            return found.clone();
         }
         if slots.super_journals.len() >= SUPER_JOURNALS {
             let closed = |slot: &&Arc<Slot>| slot.handles.load(Ordering::Relaxed) == 0;
-            let oldest =
-                slots.super_journals.values().filter(closed).min_by_key(|slot| slot.number);
+            let all = slots.super_journals.values().map(|(slot, _)| slot);
+            let oldest = all.filter(closed).min_by_key(|slot| slot.number);
             if let Some(oldest) = oldest.cloned() {
                 slots.unname(&oldest);
             }
         }
-        let number = slots.next_number();
-        slots.add(number, Owned::Super(Arc::new(SuperJournal::new(name.to_owned()))))
+        slots.add_super_journal(name)
     }
 
     /// Removes a file. Removing a super-journal commits the transaction that it stands for.
@@ -429,8 +432,7 @@ impl Tree {
     }
 
     fn mounted_databases(&self, names: &[DbName]) -> Vec<Arc<MountedDb>> {
-        let slots = names.iter().filter_map(|name| self.mounted(name));
-        slots.filter_map(|slot| slot.database().cloned()).collect()
+        names.iter().filter_map(|name| self.mounted(name)).map(|(_, db)| db).collect()
     }
 
     /// A file is opened. False if it is gone meanwhile.
@@ -521,8 +523,10 @@ impl Tree {
         }
         for name in self.database_names() {
             // What cannot be mounted was logged.
-            let Ok(Some(slot)) = self.mount(&name) else { continue };
-            let Some(db) = slot.database().filter(|db| db.has_content()).cloned() else { continue };
+            let Ok(Some((slot, db))) = self.mount(&name) else { continue };
+            if !db.has_content() {
+                continue;
+            }
             entries.push(entry(db.inode(Part::Main), name.as_str()));
             for file in [
                 DbFile::Pos,
@@ -639,10 +643,15 @@ impl Slot {
     }
 }
 
-fn slot_node(slot: Arc<Slot>, file: DbFile) -> Node {
-    match slot.owner.clone() {
-        Owned::Db(db) => Node::Db(slot, db, file),
-        Owned::Super(journal) => Node::Super(slot, journal),
+/// Which file of its database an inode number stands for.
+fn file_of(ino: u64) -> DbFile {
+    match ino % FILES_PER_SLOT {
+        0 => DbFile::Part(Part::Main),
+        1 => DbFile::Part(Part::Journal),
+        2 => DbFile::Part(Part::Wal),
+        3 => DbFile::Part(Part::Shm),
+        4 => DbFile::Pos,
+        _ => DbFile::Lock,
     }
 }
 
