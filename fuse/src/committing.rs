@@ -154,14 +154,25 @@ pub(crate) fn commit<T: Send + 'static>(
     act: impl FnOnce(&Mounted) -> Result<T>,
     answer: impl FnOnce(Result<T>) + Send + 'static,
 ) {
+    let collecting = Collecting(mounted);
     let result = act(mounted);
     let committed = COMMITTED.take();
+    drop(collecting);
     match result {
         Ok(value) if !committed.is_empty() => {
             let confirmed = move |outcome: Result<()>| answer(outcome.map(|()| value));
             confirm(mounted.clone(), committed, Box::new(confirmed));
         }
         result => answer(result),
+    }
+}
+
+/// Of a request that panics, nothing is left to the thread's next one.
+struct Collecting<'a>(&'a Mounted);
+
+impl Drop for Collecting<'_> {
+    fn drop(&mut self) {
+        not_answered(self.0, &COMMITTED.take());
     }
 }
 
@@ -187,10 +198,14 @@ fn end(mounted: &Mounted, committed: &[Committed], well: bool, answer: Confirmed
     if well {
         return answer(Ok(()));
     }
-    // The clients learn that their commits failed, and they are in the log.
+    not_answered(mounted, committed);
+    answer(Err(Errno::EIO));
+}
+
+/// The clients learn that their commits failed, and they are in the log.
+fn not_answered(mounted: &Mounted, committed: &[Committed]) {
     committed.iter().filter_map(|(name, _)| mounted.database(name)).for_each(|db| {
         tracing::warn!(db = %db.name(), "a transaction was committed and not acknowledged");
         db.commit_not_answered();
     });
-    answer(Err(Errno::EIO));
 }

@@ -39,10 +39,25 @@ thread_local! {
 
 /// Publishes a commit that the mount's clients see already.
 pub(super) fn announcing_own_commit<T>(publish: impl FnOnce() -> T) -> T {
-    OWN_COMMIT.set(true);
-    let outcome = publish();
-    OWN_COMMIT.set(false);
-    outcome
+    let _announcing = OwnCommit::begin();
+    publish()
+}
+
+/// While it exists, this thread publishes a commit of the mount's own. Also a panic ends it: the
+/// thread goes on to serve other requests.
+struct OwnCommit;
+
+impl OwnCommit {
+    fn begin() -> Self {
+        OWN_COMMIT.set(true);
+        Self
+    }
+}
+
+impl Drop for OwnCommit {
+    fn drop(&mut self) {
+        OWN_COMMIT.set(false);
+    }
 }
 
 #[derive(Debug)]

@@ -4,12 +4,17 @@ use std::fs::File;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use litefs_store::Store;
+use litefs_store::{RemoteError, Store};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
+use crate::committing::commit;
+use crate::handles::Handles;
 use crate::locks::{LockKind, bytes};
+use crate::requests::Mounted;
+use crate::tree::Tree;
+use crate::{Cluster, Lag};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -236,6 +241,76 @@ fn only_who_holds_its_lock_does_what_a_checkpoint_does() {
     for len in [0, len + 1, len + (1 << 30)] {
         assert_eq!(db.truncate(Part::Main, Some(1), len), Err(Errno::EPERM), "{len}");
     }
+}
+
+/// As the pool's threads do, which go on after a request that panics.
+fn catch(request: impl FnOnce()) {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(request)).unwrap_err();
+}
+
+fn panic() -> ! {
+    std::panic::resume_unwind(Box::new("for the test"))
+}
+
+#[test]
+fn what_comes_after_a_commit_that_panicked_is_shown() {
+    let place = Place::new("CREATE TABLE t (x)");
+    catch(|| advance::announcing_own_commit(|| panic()));
+    place.import("INSERT INTO t VALUES (1)");
+    place.until(|db| db.pos().0 == place.database.pos());
+}
+
+struct NoCluster;
+
+impl Cluster for NoCluster {
+    fn primary(&self) -> Option<String> {
+        None
+    }
+
+    fn lag(&self) -> Lag {
+        Lag { behind: None, primary_time: None }
+    }
+
+    fn halt(&self, _db: &DbName) -> std::result::Result<(), RemoteError> {
+        Ok(())
+    }
+
+    fn resume(&self, _db: &DbName) {}
+}
+
+#[test]
+fn a_commit_of_a_request_that_panics_is_not_the_next_ones() {
+    let mut place = Place::new("PRAGMA journal_mode=WAL; CREATE TABLE other (x)");
+    let (content, wal) = files_of_a_wal(&place.dir);
+    place.database.import(&mut content.as_slice()).unwrap();
+    let mounted = Arc::new(Mounted {
+        tree: Tree::new(place.shared.clone(), Arc::new(NoCluster)).unwrap(),
+        handles: Handles::default(),
+        data_dir: place.dir.path().to_owned(),
+        passthrough: false,
+        debug: false,
+        halts: Mutex::default(),
+    });
+    place.db = mounted.database(place.database.name()).unwrap();
+    let db = &place.db;
+    place.lock(1, Part::Main, bytes::SHARED, LockKind::Read).unwrap();
+    place.lock(1, Part::Shm, Range::byte(bytes::WRITE), LockKind::Write).unwrap();
+    db.create(Part::Wal).unwrap();
+    let (header, frames) = wal.split_at(crate::wal::HEADER_LEN);
+    db.write(Part::Wal, 1, 0, header).unwrap();
+    let before = place.database.pos();
+    let act = |_: &Mounted| {
+        db.write(Part::Wal, 1, header.len() as u64, frames).unwrap();
+        panic()
+    };
+    catch(|| commit(&mounted, act, |_: Result<()>| ()));
+    assert_ne!(place.database.pos(), before);
+    assert_eq!(db.sync(Part::Wal), Err(Errno::EIO), "its client was told that it failed");
+
+    place.shared.store.gate().close("for the test");
+    let (sender, answer) = mpsc::channel();
+    commit(&mounted, |_| Ok(()), move |result| sender.send(result).unwrap());
+    assert_eq!(answer.recv_timeout(PATIENCE), Ok(Ok(())), "it has committed nothing");
 }
 
 /// The daemon would run out of memory over it, and with it all databases.
