@@ -210,6 +210,24 @@ fn as_process_1_it_leaves_no_zombies() {
     assert_eq!(output.status.code(), Some(6), "{}", error_of(&output));
 }
 
+/// The same without a program of its own.
+#[test]
+fn as_process_1_without_programs_it_leaves_no_zombies() {
+    let place = Place::new();
+    let config = place.config(0, "");
+    let script = "until [ -e up ]; do sleep 0.05; done & orphan=$!; \
+                  { while kill -0 $orphan 2>/dev/null; do sleep 0.05; done; kill -TERM 1; } & \
+                  exec $LITEFS mount --config $CONFIG";
+    let mut command = Command::new("timeout");
+    command.args(["60", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.args(["sh", "-c", script]).env("LITEFS", BINARY).env("CONFIG", &config);
+    let node = Running::start(command.current_dir(place.dir.path()).stdin(Stdio::null()));
+    eventually("the node serves", || daemon::info(&place.url(0)).is_some());
+    fs::write(place.path("up"), "").unwrap();
+    let (code, log) = node.end();
+    assert_eq!(code, Some(0), "the orphan was not reaped: {log}");
+}
+
 #[test]
 fn run_passes_on_the_exit_code_and_the_signals() {
     let place = Place::new();

@@ -33,11 +33,16 @@ impl Signals {
         })
     }
 
-    /// Waits for SIGINT or SIGTERM.
+    /// Waits for SIGINT or SIGTERM, while no program runs.
     pub(super) async fn stop(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.interrupt.recv() => Signal::INT,
-            _ = self.terminate.recv() => Signal::TERM,
+        loop {
+            if is_init() {
+                // Until there is none, or none that has ended.
+                while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+            }
+            if let Some(signal) = self.stop_or_child().await {
+                return signal;
+            }
         }
     }
 
