@@ -1,13 +1,12 @@
 //! `node.json`: who this node is, which cluster it belongs to, and the highest epoch it has seen.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::IoContext;
-use crate::{Error, OpenMode, Result, Storage};
+use crate::{Error, OpenMode, Result, Storage, random};
 
 /// The version of the data directory's layout.
 const FORMAT: u32 = 1;
@@ -47,7 +46,6 @@ impl NodeFile {
         let path = dir.join(NODE_FILE);
         let file = match storage.open(&path, OpenMode::Read) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let random = || RandomState::new().build_hasher().finish();
                 let node_id = node_id.unwrap_or_else(random);
                 let new = Self { format: FORMAT, node_id, cluster_id: None, epoch: 0 };
                 new.write(storage, dir)?;

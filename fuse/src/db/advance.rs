@@ -339,7 +339,7 @@ impl MountedDb {
         wal.reset();
         let header = main.page_size().map(|page_size| {
             let change = self.change.fetch_add(1, Ordering::Relaxed);
-            let random = super::random();
+            let random = litefs_store::random();
             let salts = [random as u32, (random >> 32) as u32];
             shm::empty_header(change, page_size, main.tip().page_count(), salts)
         });

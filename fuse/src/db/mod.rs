@@ -21,13 +21,12 @@ mod wal_file;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use fuser::Errno;
-use litefs_store::{Database, DbName, Durability, Pos, Store};
+use litefs_store::{Database, DbName, Durability, Pos, Store, random};
 use parking_lot::{Mutex, RwLock};
 
 use self::access::Access;
@@ -363,10 +362,6 @@ impl MountedDb {
         self.end_parking();
         Ok(())
     }
-}
-
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

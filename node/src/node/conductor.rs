@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::elector::{Event, Order};
 use super::shared::{Part, Shared};
-use super::{CONNECTIONS_EASY, CONNECTIONS_MAX, LINGER, NodeError, new_cluster_id, random};
+use super::{CONNECTIONS_EASY, CONNECTIONS_MAX, LINGER, NodeError, new_cluster_id};
 use crate::config::{self, Endpoint};
 use crate::faces::Faces;
 use crate::http::Role;
@@ -224,7 +224,7 @@ impl Conductor {
         };
         let hostname = config::os_hostname().unwrap_or_default();
         let delay = shared.config.lease.reconnect_delay;
-        let seed = shared.store.node_id() ^ random();
+        let seed = shared.store.node_id() ^ litefs_store::random();
         *shared.part.lock() = Part::Replica(Follower::start(follow, hostname, delay, seed));
     }
 

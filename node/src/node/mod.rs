@@ -531,11 +531,5 @@ fn runtime() -> io::Result<Runtime> {
 
 /// LiteFS's form of a cluster id.
 fn new_cluster_id() -> String {
-    format!("LFSC{:016X}", random())
-}
-
-/// A random number, from the seeds that the standard library takes from the system.
-fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
+    format!("LFSC{:016X}", litefs_store::random())
 }
