@@ -7,8 +7,8 @@
 //! A commit counts as *past* the gate from before it is appended until it is published (and
 //! confirmed, where replicas have to) or taken back. The gate can be *held*: commits that have not
 //! passed it wait, those past it are awaited. A commit adds itself to the count first and looks at
-//! the gate then; who closes or holds the gate does that first and looks at the count then: one of
-//! the two sees the other.
+//! the gate then; who holds the gate does that first and looks at the count then: one of them
+//! sees the other.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -94,17 +94,6 @@ impl WriteGate {
         state.reason = reason.to_owned();
         self.until.store(0, Ordering::SeqCst);
         self.release(&mut state);
-    }
-
-    /// The same, and waits until nothing is past the gate any more: each commit is then published
-    /// or taken back. False if that took longer than `bound`; the gate is closed all the same.
-    #[must_use]
-    pub fn close_drained(&self, reason: &str, bound: Duration) -> bool {
-        let mut state = self.state.lock();
-        state.reason = reason.to_owned();
-        self.until.store(0, Ordering::SeqCst);
-        self.release(&mut state);
-        self.drain(state, bound)
     }
 
     /// Allows commits until the store's monotonic clock reads `deadline`. Ends a hold.
@@ -396,16 +385,16 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_and_a_close_return_only_when_nothing_is_past_the_gate() {
-        for drain in [
-            |gate: &WriteGate| gate.hold(LONG),
-            |gate: &WriteGate| gate.close_drained("closed", LONG),
-        ] {
+    fn a_hold_returns_only_when_nothing_is_past_the_gate_also_if_it_is_closed_meanwhile() {
+        let meanwhile: [fn(&WriteGate); 2] = [|_| (), |gate| gate.close("closed")];
+        for meanwhile in meanwhile {
             let gate = gate();
             gate.enter(&name()).unwrap();
             let (told, other) = (mpsc::channel(), gate.clone());
-            thread::spawn(move || told.0.send(drain(&other)));
+            thread::spawn(move || told.0.send(other.hold(LONG)));
             assert!(told.1.recv_timeout(SHORT).is_err(), "a commit is past the gate");
+            meanwhile(&gate);
+            assert!(told.1.recv_timeout(SHORT).is_err(), "it still is");
             gate.leave();
             assert_eq!(told.1.recv_timeout(LONG), Ok(true));
         }
@@ -416,10 +405,9 @@ mod tests {
         let gate = gate();
         gate.enter(&name()).unwrap();
         assert!(!gate.hold(SHORT));
-        assert!(!gate.close_drained("closed", SHORT));
-        assert!(!gate.is_open());
+        assert!(gate.is_held());
         gate.leave();
-        assert!(gate.close_drained("closed", SHORT));
+        assert!(gate.hold(SHORT));
     }
 
     #[test]
