@@ -81,6 +81,7 @@ pub const MAX_DATABASES: usize = 100_000;
 struct Inner {
     shared: Arc<Shared>,
     databases: RwLock<BTreeMap<DbName, Arc<Db>>>,
+    /// Held while the store is closed: who closes it, too, then finds the directory let go.
     lock: Mutex<Option<Box<dyn DirLock>>>,
 }
 
@@ -285,6 +286,7 @@ impl Store {
 
 impl Inner {
     fn close(&self) -> Result<()> {
+        let mut lock = self.lock.lock();
         if self.shared.check_open().is_err() {
             return Ok(());
         }
@@ -302,7 +304,7 @@ impl Inner {
         self.shared.close();
         databases.values().for_each(|db| db.announce_move());
         drop(held);
-        *self.lock.lock() = None;
+        *lock = None;
         outcome
     }
 }

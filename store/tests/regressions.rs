@@ -223,7 +223,7 @@ fn a_quiet_database_is_folded_after_seconds() {
     eventually("the fold of one more", || db.stats().mark == Txid::new(100));
 }
 
-/// A disk whose next sync of a log segment waits until told.
+/// A disk whose next sync of a file waits until told.
 #[derive(Debug)]
 struct Slow {
     inner: OsStorage,
@@ -235,6 +235,16 @@ struct Gate {
     waiting: AtomicBool,
     go: AtomicBool,
     syncs: std::sync::atomic::AtomicU64,
+}
+impl Gate {
+    fn pass(&self) {
+        if self.armed.swap(false, Ordering::SeqCst) {
+            self.waiting.store(true, Ordering::SeqCst);
+            while !self.go.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+        }
+    }
 }
 #[derive(Debug)]
 struct SlowFile(Arc<dyn File>, Arc<Gate>);
@@ -254,12 +264,7 @@ impl File for SlowFile {
     fn sync_data(&self) -> std::io::Result<()> {
         self.0.sync_data()?;
         self.1.syncs.fetch_add(1, Ordering::SeqCst);
-        if self.1.armed.swap(false, Ordering::SeqCst) {
-            self.1.waiting.store(true, Ordering::SeqCst);
-            while !self.1.go.load(Ordering::SeqCst) {
-                std::thread::yield_now();
-            }
-        }
+        self.1.pass();
         Ok(())
     }
     fn allocate(&self, l: u64) -> std::io::Result<()> {
@@ -292,8 +297,44 @@ impl Storage for Slow {
         self.inner.sync_dir(p)
     }
     fn lock_dir(&self, p: &Path) -> std::io::Result<Box<dyn DirLock>> {
-        self.inner.lock_dir(p)
+        Ok(Box::new(SlowLock { _inner: self.inner.lock_dir(p)?, gate: self.gate.clone() }))
     }
+}
+
+/// A lock of which the release waits like a sync.
+#[derive(Debug)]
+struct SlowLock {
+    _inner: Box<dyn DirLock>,
+    gate: Arc<Gate>,
+}
+impl DirLock for SlowLock {}
+impl Drop for SlowLock {
+    fn drop(&mut self) {
+        self.gate.pass();
+    }
+}
+
+/// Who closes a store that is being closed may open it again then.
+#[test]
+fn a_store_that_two_close_at_once_is_closed_when_either_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Gate::default());
+    let storage = Arc::new(Slow { inner: OsStorage, gate: gate.clone() });
+    let options = Options { background: false, storage, ..Options::default() };
+    let store = Store::open_with(dir.path(), options).unwrap();
+    gate.armed.store(true, Ordering::SeqCst);
+    let (told, closed) = std::sync::mpsc::channel();
+    for _ in 0..2 {
+        let (store, told) = (store.clone(), told.clone());
+        std::thread::spawn(move || told.send(store.close().is_ok()));
+        eventually("the first lets the directory go", || gate.waiting.load(Ordering::SeqCst));
+    }
+    assert!(closed.recv_timeout(Duration::from_millis(300)).is_err(), "the directory is held");
+    gate.go.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        assert_eq!(closed.recv_timeout(Duration::from_secs(60)), Ok(true));
+    }
+    Store::open(dir.path()).unwrap();
 }
 
 /// A sync that began before a rewind ends after new records were appended.
