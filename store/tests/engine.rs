@@ -437,6 +437,17 @@ fn waiting_for_a_position_ends_when_it_is_reached_or_time_is_up() {
 }
 
 #[test]
+fn who_is_ready_to_wait_for_ever_waits_no_longer_than_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, db) = open(dir.path());
+    let pos = commit(&db, &[(1, 1)], 1);
+    assert_eq!(db.wait_for(pos.txid, Duration::MAX).unwrap(), pos);
+    db.wait_for_writer(Duration::MAX);
+    assert_eq!(db.hold(Duration::MAX).unwrap().pos(), pos);
+    assert!(store.gate().hold(Duration::MAX));
+}
+
+#[test]
 fn a_transaction_larger_than_the_memory_for_it_commits_and_reads_back() {
     let dir = tempfile::tempdir().unwrap();
     let (_store, db) = open(dir.path());
