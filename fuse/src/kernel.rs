@@ -40,9 +40,9 @@ impl Kernel {
         }
     }
 
-    /// Tells the kernel that a file is longer, by its last byte. [`Kernel::invalidate`] alone has it
-    /// ask; and while it takes the answer to one `fstat`, another one at the same time may get the
-    /// old size as if it were valid.
+    /// Tells the kernel that a file is longer, by its last byte. [`Kernel::invalidate`] alone has
+    /// it ask; and while it takes the answer to one `fstat`, another one at the same time may get
+    /// the old size as if it were valid.
     pub(crate) fn grow(&self, ino: u64, len: u64, last: &[u8]) {
         if let Some(notifier) = self.notifier.get() {
             let _ = notifier.store(INodeNo(ino), len - last.len() as u64, last);

@@ -3,7 +3,7 @@
 //! | file | content |
 //! |---|---|
 //! | `.primary` | the primary's host name and a line feed; only on a replica that is connected |
-//! | `.lag` | milliseconds behind, as `%+010d\n`: zero on the primary, 2147483647 before a replica first had everything |
+//! | `.lag` | milliseconds behind, as `%+010d\n`: 0 on the primary, 2147483647 if not known yet |
 //! | `<db>-pos` | the position, as `%016x/%016x\n` |
 //! | `<db>-lock` | empty; a write lock of byte 72 asks the primary to halt |
 //!

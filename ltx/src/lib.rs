@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! header      100 bytes: which transactions, page size, size and checksum of the database
-//! page block  (pgno u32 ‖ page)*, ascending, then 4 zero bytes; may be compressed, as one LZ4 frame
+//! page block  (pgno u32 ‖ page)*, ascending, then 4 zero bytes; may be one compressed LZ4 frame
 //! trailer     16 bytes: checksum of the database after it, checksum of the file
 //! ```
 //!

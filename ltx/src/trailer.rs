@@ -3,7 +3,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 8 | post-apply checksum: of the database after this file; just the flag bit if deleted |
-//! | 8 | 8 | file checksum: over header, page frames, terminator (all uncompressed) and post-apply |
+//! | 8 | 8 | file checksum: header, page frames, terminator (all uncompressed) and post-apply |
 
 use crate::{Checksum, Header, Violation};
 

@@ -36,8 +36,9 @@ pub struct Options {
     /// How many files may be open at once. Default 400.
     pub open_files: usize,
     /// Whether syncing and folding happen by themselves: in the background, and when the store is
-    /// closed. Default true; a simulation, and a tool that only looks, turn it off and call [`Database::sync`](crate::Database::sync) and
-    /// [`Database::fold`](crate::Database::fold) themselves.
+    /// closed. Default true; a simulation, and a tool that only looks, turn it off and call
+    /// [`Database::sync`](crate::Database::sync) and [`Database::fold`](crate::Database::fold)
+    /// themselves.
     pub background: bool,
     /// The node's id in a new data directory. Default `None`: a random one.
     pub node_id: Option<u64>,

@@ -1,9 +1,10 @@
 //! What commits need from other nodes.
 //!
-//! Whoever replicates a store says, before a commit, whether it may be made ([`Replication::admit`])
-//! and, when it is published, when it may be acknowledged ([`Replication::confirm`]). A published
-//! transaction is streamed, and can be read; it cannot be taken back any more. So if it is not
-//! confirmed, its outcome is unknown: that is [`Error::Unconfirmed`].
+//! Whoever replicates a store says, before a commit, whether it may be made
+//! ([`Replication::admit`]) and, when it is published, when it may be acknowledged
+//! ([`Replication::confirm`]). A published transaction is streamed, and can be read; it cannot be
+//! taken back any more. So if it is not confirmed, its outcome is unknown: that is
+//! [`Error::Unconfirmed`].
 
 use std::fmt;
 use std::sync::Arc;

@@ -108,9 +108,9 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Makes the file's bytes and length durable (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
 
-    /// Writes all of `buf` at `offset` and makes it durable, in one call that costs less than a write
-    /// and a sync. False if that cannot be had here, or if `offset` or the
-    /// length is no multiple of [`SECTOR`]: then nothing was written.
+    /// Writes all of `buf` at `offset` and makes it durable, in one call that costs less than a
+    /// write and a sync. False if that cannot be had here, or if `offset` or the length is no
+    /// multiple of [`SECTOR`]: then nothing was written.
     ///
     /// # Errors
     /// For lack of space: as from [`File::write_all_at`]. Any other: as if a sync had failed that

@@ -26,8 +26,8 @@ struct Sound {
     disk: SimDisk,
     /// The states of `a`, oldest first.
     a: Vec<Rc<State>>,
-    /// The state of `a` that its last record says is on the disk, and the same for the record before
-    /// that: one sector can hold the end of a record and the head of the next.
+    /// The state of `a` that its last record says is on the disk, and the same for the record
+    /// before that: one sector can hold the end of a record and the head of the next.
     known: [usize; 2],
     b: Rc<State>,
 }

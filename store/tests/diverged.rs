@@ -1,5 +1,5 @@
-//! Two nodes that both wrote: what the loser had is kept, wholly and readable, before anything of it
-//! is replaced; whatever had been folded, however often, and on a full disk too.
+//! Two nodes that both wrote: what the loser had is kept, wholly and readable, before anything of
+//! it is replaced; whatever had been folded, however often, and on a full disk too.
 
 use std::io::Cursor;
 use std::path::Path;

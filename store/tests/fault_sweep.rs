@@ -279,8 +279,8 @@ fn a_durable_write_that_fails_makes_the_database_read_only_unless_space_is_missi
     }
 }
 
-/// A large installation is synced while it is written; what that loses, the sync at the end does not
-/// know of.
+/// A large installation is synced while it is written; what that loses, the sync at the end does
+/// not know of.
 #[test]
 fn an_installation_whose_early_sync_failed_is_not_installed() {
     let disk = SimDisk::new();

@@ -1,5 +1,5 @@
-//! The status page in a real browser: what the nodes say is what it shows, on a wide screen and on a
-//! phone, in light and in dark, and nothing of it comes from elsewhere.
+//! The status page in a real browser: what the nodes say is what it shows, on a wide screen and on
+//! a phone, in light and in dark, and nothing of it comes from elsewhere.
 
 #[path = "support/daemon.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]

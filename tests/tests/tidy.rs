@@ -14,6 +14,19 @@ const CODE_FUNCTION_LINES: usize = 70;
 /// is added, and a length is lowered when the function gets shorter.
 const LONG_FUNCTIONS: [(&str, &str, usize); 0] = [];
 
+/// The longest comment line, in columns, as rustfmt has it for code.
+const COMMENT_COLUMNS: usize = 100;
+
+/// Longer comment lines that there may be, by file. A ratchet: nothing is added.
+const LONG_COMMENTS: [(&str, usize); 6] = [
+    ("node/src/forward/replica.rs", 1),
+    ("node/src/http/events.rs", 1),
+    ("node/src/http/ui/mod.rs", 1),
+    ("node/src/lease/action.rs", 1),
+    ("node/src/lease/election/own_term.rs", 1),
+    ("node/src/lease/sim_tests/commits.rs", 1),
+];
+
 /// Crates that talk to C. All others forbid `unsafe`.
 const UNSAFE_CRATES: [&str; 1] = ["vfs"];
 
@@ -170,6 +183,27 @@ fn files_and_functions_stay_short() {
     check("split what is too long: one thing per file and per function", findings);
 }
 
+/// True for a comment that is too long and could be broken: not a table's row, nor an address.
+fn is_overlong_comment(line: &str) -> bool {
+    let Some(comment) = line.trim_start().strip_prefix("//") else { return false };
+    let text = comment.trim_start_matches(['/', '!']).trim_start();
+    let breakable = !text.starts_with('|') && !text.contains("://");
+    breakable && line.chars().count() > COMMENT_COLUMNS
+}
+
+#[test]
+fn comments_are_no_wider_than_code() {
+    let mut findings = Vec::new();
+    for source in rust_sources() {
+        let listed = LONG_COMMENTS.iter().find(|(path, _)| source.path.ends_with(path));
+        let lines = source.text.lines().enumerate();
+        let long = lines.filter(|(_, line)| is_overlong_comment(line));
+        let more = long.skip(listed.map_or(0, |(_, most)| *most));
+        findings.extend(more.map(|(index, _)| source.at(index + 1)));
+    }
+    check("break the line after 100 columns at most", findings);
+}
+
 #[test]
 fn nothing_unfinished_is_left_behind() {
     let forbidden = ["FIXME", "XXX", "todo!(", "unimplemented!(", "dbg!(", "#[ignore"];
@@ -271,6 +305,17 @@ fn no_registry_is_named() {
         }
     }
     check("leave the registry to each machine's own settings", findings);
+}
+
+#[test]
+fn only_a_comment_that_could_be_broken_is_too_long() {
+    let words = "word ".repeat(19); // 95 columns
+    assert!(is_overlong_comment(&format!("/// {words}too")));
+    assert!(is_overlong_comment(&format!("    //! {words}x")));
+    assert!(!is_overlong_comment(&format!("// {words}it")));
+    assert!(!is_overlong_comment(&format!("//! | {words}| cells |")));
+    assert!(!is_overlong_comment(&format!("// {words}https://sqlite.org")));
+    assert!(!is_overlong_comment(&format!("let text = {words}no_comment;")));
 }
 
 #[test]

@@ -3,10 +3,10 @@
 //! | SQLite calls | here |
 //! |---|---|
 //! | `xLock(SHARED)` | pins a snapshot; every read comes from it |
-//! | `xLock(RESERVED)` | takes the writer, if the snapshot is the newest; `EXCLUSIVE` adds nothing |
+//! | `xLock(RESERVED)` | takes the writer if the snapshot is the newest; `EXCLUSIVE` adds nothing |
 //! | `xWrite`, `xTruncate` | kept in the writer |
 //! | `FCNTL_SYNC` | commit steps 1 and 2: append the record, sync it. An error rolls back cleanly |
-//! | `FCNTL_COMMIT_PHASETWO` | commit step 3: publish, which cannot fail; wait until that may be acknowledged |
+//! | `FCNTL_COMMIT_PHASETWO` | commit step 3: publish, which cannot fail; wait for what confirms it |
 //! | `xUnlock` below `RESERVED` | gives the writer back; without step 3 that is a rollback |
 //!
 //! SQLite also sends `FCNTL_SYNC` at the end of a rollback after a cache spill, and it may truncate

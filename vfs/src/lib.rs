@@ -14,8 +14,8 @@
 //!   with one (`/tmp/x.db`, `./x.db`) is a plain file.
 //! * The log takes the place of journal and WAL: readers and the writer never block each other.
 //!   `PRAGMA journal_mode` accepts and answers every mode, and changes nothing (the column of its
-//!   answer is named after the mode: take it by its place); `PRAGMA synchronous` means what it means
-//!   in WAL mode.
+//!   answer is named after the mode: take it by its place); `PRAGMA synchronous` means what it
+//!   means in WAL mode.
 //! * A transaction needs memory for the former content of the pages that it changes (SQLite keeps
 //!   its rollback journal in memory).
 //! * The page size is fixed with the first transaction, as in WAL mode.

@@ -2,10 +2,10 @@
 //!
 //! Its tests name databases by paths, delete them, copy them, and look into them with the file
 //! system's means. So here a path in the current directory is a database of the store, whose data
-//! directory is the current directory's `litefs-data`, and a plain file of that name mirrors it: the
-//! content is written to it after every commit (of a database that is not large) and after the last
-//! connection closed, and is taken from it when the first connection opens the database and the
-//! file is not the one that was written.
+//! directory is the current directory's `litefs-data`, and a plain file of that name mirrors it:
+//! the content is written to it after every commit (of a database that is not large) and after the
+//! last connection closed, and is taken from it when the first connection opens the database and
+//! the file is not the one that was written.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};

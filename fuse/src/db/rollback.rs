@@ -10,10 +10,11 @@
 //! were free before the transaction are not written back: a rollback is thus not simply what
 //! changes nothing.
 //!
-//! Only the client whose transaction it is may end it: who removes a journal as a file (`rm`), or by
-//! a path that meanwhile is another database's, would commit half of a transaction. SQLite writes,
-//! cuts and zeroes a journal through one open file, and closes that before it removes the name. So
-//! while the open file through which a live journal was written is there, nobody else may touch it.
+//! Only the client whose transaction it is may end it: who removes a journal as a file (`rm`), or
+//! by a path that meanwhile is another database's, would commit half of a transaction. SQLite
+//! writes, cuts and zeroes a journal through one open file, and closes that before it removes the
+//! name. So while the open file through which a live journal was written is there, nobody else may
+//! touch it.
 //!
 //! Databases changed together name a super-journal at the end of their journals. Removing it is
 //! then the commit of all of them, and what follows only cleans up.

@@ -29,8 +29,8 @@ pub(super) struct ImportArgs {
     /// Open this data directory instead of asking a node
     #[arg(long, value_name = "DIR", conflicts_with = "url")]
     data_dir: Option<PathBuf>,
-    /// Take over all databases of this LiteFS data directory into --data-dir, which is made if it is
-    /// missing; nothing in DIR is changed, and LiteFS must be stopped
+    /// Take over all databases of this LiteFS data directory into --data-dir, which is made if it
+    /// is missing; nothing in DIR is changed, and LiteFS must be stopped
     #[arg(long, value_name = "DIR", requires = "data_dir", conflicts_with = "path")]
     litefs_data: Option<PathBuf>,
     /// The SQLite file; it may be in use

@@ -16,9 +16,9 @@
 //!   end of stream ---------------------------->  gives the right back
 //! ```
 //!
-//! A transaction costs two round trips to the primary, a
-//! sync there, and the way of the record. If the connection ends, so does the right; whether a
-//! commit that was under way then was made is not known.
+//! A transaction costs two round trips to the primary, a sync there, and the way of the record. If
+//! the connection ends, so does the right; whether a commit that was under way then was made is not
+//! known.
 //!
 //! | module    | what |
 //! |-----------|------|

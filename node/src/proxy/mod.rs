@@ -6,7 +6,7 @@
 //! | its path matches `passthrough` | to the application, nothing else |
 //! | `GET /litefs/health` | `OK`, or 503 if the lag exceeds `max-lag` |
 //! | GET, HEAD | waits up to 5 s for the position in the cookie `__txid`; then to the application |
-//! | any other, or its path matches `always-forward` | to the primary's application; its response sets `__txid` |
+//! | others, or `always-forward` matches | to the primary's application; its answer sets `__txid` |
 //!
 //! A replica *forwards* a write: it sends it to the primary's API port, marked by the header
 //! [`FORWARDED`], whose value is the replica's id. So there is no other address to configure or

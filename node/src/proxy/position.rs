@@ -33,9 +33,9 @@ impl Position {
         (txid != Txid::ZERO).then_some(txid)
     }
 
-    /// Returns when the application sees the database at `txid` or further, or when this is the primary, which has
-    /// the newest there is. (A cookie beyond the primary's position names a transaction that was
-    /// lost with another primary.)
+    /// Returns when the application sees the database at `txid` or further, or when this is the
+    /// primary, which has the newest there is. (A cookie beyond the primary's position names a
+    /// transaction that was lost with another primary.)
     pub(crate) async fn reached(&self, view: &Arc<dyn NodeView>, txid: Txid) {
         let mut moved = self.moved.subscribe();
         let mut shown = view.shown();

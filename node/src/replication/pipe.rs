@@ -1,15 +1,15 @@
 //! Bounded pipes between the async streams and the store's blocking readers and writers.
 //!
-//! A pipe holds at most [`DEPTH`] batches of about [`CHUNK`] bytes, so a slow network holds back the store's writer, and a
-//! slow disk the network, without memory growing.
+//! A pipe holds at most [`DEPTH`] batches of about [`CHUNK`] bytes, so a slow network holds back
+//! the store's writer, and a slow disk the network, without memory growing.
 
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-/// Bytes in a chunk, or in a batch of pieces. Each wakes a thread: packet by packet, that took longer
-/// than all the rest.
+/// Bytes in a chunk, or in a batch of pieces. Each wakes a thread: packet by packet, that takes
+/// longer than all the rest.
 pub const CHUNK: usize = 256 * 1024;
 /// Chunks or batches in a pipe.
 const DEPTH: usize = 2;

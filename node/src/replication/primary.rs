@@ -4,7 +4,8 @@
 //! [`Peer`] is fed through `handle_*` (messages, commits, what the senders did) and drained
 //! through `poll_*`, in any order and as often as wanted: [`Peer::poll_close`] first (after it the
 //! connection is over), then [`Peer::poll_message`], [`Peer::poll_work`], and at the latest at
-//! [`Peer::poll_timeout`] [`Peer::handle_timeout`]. All times are monotonic, since any fixed moment.
+//! [`Peer::poll_timeout`] [`Peer::handle_timeout`]. All times are monotonic, since any fixed
+//! moment.
 //!
 //! How a database gets its plan, from the position that the replica offers:
 //! ```text

@@ -5,11 +5,11 @@
 //!                                    <range>.ltx     this node's own transactions, a file a record
 //!                                    database.ltx    the whole database after them (LZ4)
 //! ```
-//! `first` and `last` are transactions, `checksum` is the database's after the last one. Records are
-//! there if the last common position is known and the log reaches back to it. The whole database is
-//! what makes them readable with SQL at any later time, when nothing else has the pages any more
-//! that they build on. It is left out when [`Diverged::WHOLE_MAX`] are kept already, or the disk is full, if
-//! the records are there; what would then be kept nowhere is not given up.
+//! `first` and `last` are transactions, `checksum` is the database's after the last one. Records
+//! are there if the last common position is known and the log reaches back to it. The whole
+//! database is what makes them readable with SQL at any later time, when nothing else has the pages
+//! any more that they build on. It is left out when [`Diverged::WHOLE_MAX`] are kept already, or
+//! the disk is full, if the records are there; what would then be kept nowhere is not given up.
 //!
 //! A directory has this name once it is whole and on disk. Until then it is called `unfinished`,
 //! and while it is being removed `forgotten`.

@@ -3,17 +3,19 @@
 //! A segment file is a header and then frames, one a record, back to back:
 //!
 //! ```text
-//! header, 64 bytes: "LTFSSEG1" | generation u64 | first txid u64 | synced txid u64 | salt u64 | 0 (16) | crc u64
-//! frame:            "LTXF" | padding u32 | record length u64 | synced txid u64 | crc u64 | record | 0 (padding)
+//! header, 64 bytes: "LTFSSEG1" | generation u64 | first txid u64 | synced txid u64 | salt u64
+//!                   | 0 (16) | crc u64
+//! frame:            "LTXF" | padding u32 | record length u64 | synced txid u64 | crc u64
+//!                   | record | 0 (padding)
 //! ```
 //!
-//! Integers are big-endian, as in LTX. The padding makes a frame end at a multiple of 8 in the file,
-//! or of 512 (a sector) if it is to be synced at once: the next one can then be written past the
-//! kernel's cache, which takes whole sectors. `synced txid` is the newest transaction known to be on disk
-//! when the header or frame was written: recovery tells a lost tail from damage by it. The crc of a
-//! frame is CRC-64/GO-ISO over the segment's salt and the frame's first 24 bytes, so that frames of
-//! a file's earlier use, and frame look-alikes inside page data, do not verify. Space after the
-//! last frame reads as zeros or as an earlier use's bytes.
+//! Integers are big-endian, as in LTX. The padding makes a frame end at a multiple of 8 in the
+//! file, or of 512 (a sector) if it is to be synced at once: the next one can then be written past
+//! the kernel's cache, which takes whole sectors. `synced txid` is the newest transaction known to
+//! be on disk when the header or frame was written: recovery tells a lost tail from damage by it.
+//! The crc of a frame is CRC-64/GO-ISO over the segment's salt and the frame's first 24 bytes, so
+//! that frames of a file's earlier use, and frame look-alikes inside page data, do not verify.
+//! Space after the last frame reads as zeros or as an earlier use's bytes.
 
 use std::io;
 

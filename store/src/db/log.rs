@@ -155,7 +155,8 @@ impl Unsynced {
 }
 
 impl Log {
-    /// Over the segments that recovery found, which end with `last`; whether nothing lies behind it.
+    /// Over the segments that recovery found, which end with `last`; whether nothing lies behind
+    /// it.
     pub(crate) fn new(
         shared: Arc<Shared>,
         db_dir: &Path,

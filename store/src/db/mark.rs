@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! - the base holds the content at `txid`, but for pages that a fold up to `ceiling` may have
-//!   overwritten with newer versions; all of those are in the log, which reaches at least `ceiling`;
+//!   overwritten with newer versions; all of those are in the log, which reaches at least
+//!   `ceiling`;
 //! - segments of another generation than the mark's do not count;
 //! - state 1 means that `base.new` and `checksums.new` are whole and durable, and that the step
 //!   from "renamed or not" to "renamed" is to be finished (see `install.rs`).

@@ -115,8 +115,8 @@ impl Snapshot {
         self.db.read_page(&self.content, &self.state, pgno, buf)
     }
 
-    /// Reads consecutive pages, verified, from `first` on; `buf` is a whole number of them. Does not
-    /// fill the cache that readers share: for those who have one of their own.
+    /// Reads consecutive pages, verified, from `first` on; `buf` is a whole number of them. Does
+    /// not fill the cache that readers share: for those who have one of their own.
     ///
     /// # Errors
     /// As [`Snapshot::read_page`].

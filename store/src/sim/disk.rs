@@ -131,8 +131,8 @@ impl SimDisk {
         self.shared.lock().capacity_blocks = bytes.map(|bytes| bytes / BLOCK);
     }
 
-    /// Whether space can be reserved (at first, yes): without, `allocate` only extends the file, and
-    /// writing there can fail for lack of space.
+    /// Whether space can be reserved (at first, yes): without, `allocate` only extends the file,
+    /// and writing there can fail for lack of space.
     pub fn set_reserves(&self, reserves: bool) {
         self.shared.lock().reserves = reserves;
     }

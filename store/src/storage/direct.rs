@@ -3,8 +3,8 @@
 //! A write with `RWF_DSYNC` to a file that was opened with `O_DIRECT` goes from memory to the
 //! device, and is durable when the call returns: less work than a write into the kernel's cache and
 //! a sync that writes it back, and no more bytes than were asked for, where the cache writes whole
-//! blocks. (Not `O_DSYNC`: rustix's constant of that name is `O_SYNC`, which writes the file's times
-//! as well.)
+//! blocks. (Not `O_DSYNC`: rustix's constant of that name is `O_SYNC`, which writes the file's
+//! times as well.)
 //!
 //! The file is opened a second time for that, on the first such write. What refuses (a file system,
 //! a device with larger sectors, a system without `/proc`, another operating system) is not asked

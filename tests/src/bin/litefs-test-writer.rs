@@ -4,9 +4,9 @@
 //! `litefs-test-writer member CONFIG FIRST_ID` is a node, and commits through the VFS;
 //! `litefs-test-writer client DB JOURNAL_MODE FIRST_ID` is a plain client of SQLite on a mount.
 //!
-//! Lines: `begin ID TIME`, then `acked ID TIME` or `refused ID TIME WHY`; TIME is CLOCK_MONOTONIC in
-//! nanoseconds, the same clock on every node of a machine. It reads `pause`, answered by `paused`
-//! once nothing is being committed, `resume`, and `end`, which shuts the node down.
+//! Lines: `begin ID TIME`, then `acked ID TIME` or `refused ID TIME WHY`; TIME is CLOCK_MONOTONIC
+//! in nanoseconds, the same clock on every node of a machine. It reads `pause`, answered by
+//! `paused` once nothing is being committed, `resume`, and `end`, which shuts the node down.
 #![forbid(unsafe_code)]
 
 use std::error::Error;

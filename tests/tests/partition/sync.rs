@@ -1,5 +1,5 @@
-//! `replication.mode: sync`: what is acknowledged is on another node's disk too, so nothing of it is
-//! lost with the primary, and nothing is kept aside.
+//! `replication.mode: sync`: what is acknowledged is on another node's disk too, so nothing of it
+//! is lost with the primary, and nothing is kept aside.
 
 use std::time::Duration;
 
