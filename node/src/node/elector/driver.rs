@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 
-use super::requests::{self, Answer, WATCH, Watch};
+use super::requests::{self, Answer, Index, WATCH, Watch};
 use super::{Event, Inbox, Order, Reply, Status};
 use crate::config::{Config, Endpoint, ReplicationMode};
 use crate::http::Role as Shown;
@@ -47,6 +47,7 @@ pub(super) struct Driver {
     /// The epoch in the data directory; see [`Standing::term`].
     term: u64,
     in_sync: bool,
+    index: Index,
     /// What Consul did not do when it was last asked to, and why.
     troubles: BTreeMap<&'static str, String>,
     /// Wishes for the role that cannot be granted yet, and until when they may.
@@ -96,6 +97,7 @@ impl Driver {
             standing: None,
             term: standing::Standing::of(shared.store.dir()).term(),
             in_sync: false,
+            index: Index::default(),
             troubles: BTreeMap::new(),
             wished: Vec::new(),
             promotions: Vec::new(),
@@ -113,6 +115,7 @@ impl Driver {
             store: self.shared.store.clone(),
             tell,
             pause: self.shared.config.lease.reconnect_delay,
+            anew: self.index.anew(),
         };
         let watching = tokio::spawn(watching.run());
         let moved = Arc::new(AtomicBool::new(true));
@@ -186,6 +189,7 @@ impl Driver {
         match event {
             Event::View { requested, view } => {
                 self.note_trouble(WATCH, None);
+                self.index.note(view.index);
                 self.tell_standing();
                 self.machine.handle_view(self.now(), requested, view);
             }
