@@ -363,21 +363,11 @@ impl Election {
             return Ok(Promotion::Already);
         }
         let resting = self.resting.take();
-        let Some(facts) = self.facts(now) else { return Err(self.reason.clone()) };
-        let is_held = facts.view.holding_session().is_some();
-        if let Some(why) = facts.unable() {
+        let promotion = self.begin_promotion(now);
+        if promotion.is_err() {
             self.resting = resting;
-            return Err(why);
         }
-        if !is_held {
-            self.is_forced = true;
-        } else if facts.view.epoch().is_some_and(|epoch| self.link == Link::Up(epoch)) {
-            self.wish = Some(Wish { until: now + steps::WISH_TIMEOUT, is_asked: false });
-        } else {
-            self.resting = resting;
-            return Err("this node is not connected to the primary".into());
-        }
-        Ok(Promotion::Wanted)
+        promotion
     }
 
     /// A replica, or an operator for it, asks this primary for the lease.

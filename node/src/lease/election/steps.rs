@@ -2,14 +2,19 @@
 
 use std::time::Duration;
 
-use super::super::action::{Action, HOLD_TIMEOUT, Replacement, Role, Transition};
+use super::super::action::{
+    Action, HOLD_TIMEOUT, Promotion, REQUEST_TIMEOUT, Replacement, Role, Transition,
+};
 use super::super::view::{Holder, Link, NodeRecord, Released, SessionId};
 use super::candidacy::{Facts, Verdict};
 use super::own_term::{Ending, Outcome, OwnTerm, Passing};
 use super::{Election, Wish};
 
 /// A node that asked for the lease hopes for it this long.
-pub(super) const WISH_TIMEOUT: Duration = Duration::from_secs(10);
+const WISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// What others have is looked at so long before the lease is taken, at most. It is no less than a
+/// request may take, so that any answer is new enough.
+pub(super) const VIEW_AGE: Duration = REQUEST_TIMEOUT;
 /// A node that shuts down tries for this long to give the lease back.
 const STOP_RELEASE: Duration = Duration::from_secs(2);
 
@@ -209,10 +214,10 @@ impl Election {
             return Err(format!("the primary cannot hand over now: {}", self.reason));
         }
         let nodes = self.view.iter().flat_map(|view| &view.nodes);
-        let mut records = nodes.map(|entry| &entry.record);
-        match records.find(|record| record.node == target) {
-            Some(record) if record.candidate => Ok(()),
-            Some(_) => Err(format!("node {target:016X} cannot be primary now")),
+        let records = nodes.map(|entry| &entry.record).filter(|record| record.node == target);
+        match records.map(|record| record.candidate).max() {
+            Some(true) => Ok(()),
+            Some(false) => Err(format!("node {target:016X} cannot be primary now")),
             None => Err(format!("node {target:016X} is not known to Consul")),
         }
     }
@@ -318,6 +323,22 @@ impl Election {
         self.set_role(Role::Replica, format!("{hostname} is the primary, epoch {epoch}"));
     }
 
+    /// An operator wants this node to be primary, whatever it rested for.
+    pub(super) fn begin_promotion(&mut self, now: Duration) -> Result<Promotion, String> {
+        let Some(facts) = self.facts(now) else { return Err(self.reason.clone()) };
+        if let Some(why) = facts.unable() {
+            return Err(why);
+        }
+        if facts.view.holding_session().is_none() {
+            self.is_forced = true;
+        } else if facts.view.epoch().is_some_and(|epoch| self.link == Link::Up(epoch)) {
+            self.wish = Some(Wish { until: now + WISH_TIMEOUT, is_asked: false });
+        } else {
+            return Err("this node is not connected to the primary".into());
+        }
+        Ok(Promotion::Wanted)
+    }
+
     /// Asks the primary to hand over, if this node is to be promoted. Returns when to look again.
     pub(super) fn advance_wish(&mut self, now: Duration) -> Duration {
         if self.own.is_some() || self.stop_at.is_some() {
@@ -413,9 +434,16 @@ impl Election {
             && self.facts(now).is_some_and(|facts| facts.verdict() == Verdict::Take)
     }
 
+    /// An acquisition takes a view that was asked for at this moment or later: who has newer data
+    /// is decided by it, and a query that waits for changes may hang.
+    fn view_for_acquisition(&self, now: Duration) -> Duration {
+        self.view_needed.max(now.saturating_sub(VIEW_AGE))
+    }
+
     fn poll_acquire(&mut self, now: Duration) -> Option<Action> {
         let session = self.presence.session()?.clone();
-        if !self.is_taking(now) || self.viewed < self.view_needed || !self.acquiring.start(now) {
+        let is_fresh = self.viewed >= self.view_for_acquisition(now);
+        if !self.is_taking(now) || !is_fresh || !self.acquiring.start(now) {
             return None;
         }
         let facts = self.facts(now)?;
@@ -470,7 +498,11 @@ impl Election {
         if let Some(moment) = self.sight.needed() {
             return self.view.as_ref().map(|_| moment);
         }
-        if self.is_taking(now) || self.holds_unknowingly() {
+        if self.is_taking(now) {
+            let may_ask = self.presence.session().is_some() && !self.acquiring.is_under_way();
+            return may_ask.then(|| self.view_for_acquisition(now));
+        }
+        if self.holds_unknowingly() {
             return Some(self.view_needed);
         }
         let facts = self.facts(now)?;
@@ -494,8 +526,8 @@ impl Election {
         if self.is_present() {
             wake = wake.min(self.presence.wake(self.record(now).as_ref()));
         }
-        let may_take = self.presence.session().is_some() && self.viewed >= self.view_needed;
-        if may_take && self.is_taking(now) {
+        let is_fresh = self.viewed >= self.view_for_acquisition(now);
+        if self.presence.session().is_some() && is_fresh && self.is_taking(now) {
             wake = wake.min(self.acquiring.wake());
         }
         if self.doomed(now).is_some() {

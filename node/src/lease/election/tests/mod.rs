@@ -100,12 +100,19 @@ struct Rig {
     now: Duration,
     /// The record that was published last.
     record: Option<NodeRecord>,
+    /// What Consul shows, as far as it was shown.
+    view: View,
 }
 
 impl Rig {
     /// Session `s1` is open, the data is known, Consul is not.
     fn new(settings: Settings) -> Self {
-        let mut rig = Self { e: Election::new(settings), now: ms(100_000), record: None };
+        let mut rig = Self {
+            e: Election::new(settings),
+            now: ms(100_000),
+            record: None,
+            view: View::default(),
+        };
         assert!(rig.actions().is_empty());
         rig.e.handle_standing(rig.now, standing());
         assert!(rig.actions().is_empty());
@@ -150,6 +157,7 @@ impl Rig {
     }
 
     fn see(&mut self, view: View) {
+        self.view = view.clone();
         self.e.handle_view(self.now, self.now, view);
     }
 
@@ -183,9 +191,14 @@ impl Rig {
         panic!("there is no end of actions: {actions:?}");
     }
 
-    /// The acquisition that is asked for now, alone.
+    /// The acquisition that is asked for now, alone; after another look at what was seen last, if
+    /// that is wanted.
     fn acquire(&mut self) -> Option<Acquire> {
         let mut actions = self.actions();
+        if actions == [Action::Look] {
+            self.see(self.view.clone());
+            actions = self.actions();
+        }
         match actions.pop() {
             Some(Action::Acquire(acquire)) if actions.is_empty() => Some(acquire),
             None => None,

@@ -172,6 +172,21 @@ fn a_demoted_node_does_not_try_again_for_a_while() {
 }
 
 #[test]
+fn a_promotion_that_is_refused_leaves_the_rest_as_it_was() {
+    let mut rig = Rig::new(settings());
+    let rest = Some((rig.now + ms(10_000), "demoted".to_owned()));
+    rig.e.resting = rest.clone();
+    assert!(rig.e.handle_promote(rig.now).is_err(), "Consul has not answered yet");
+    assert_eq!(rig.e.resting, rest);
+    rig.see(held(2, 8, 10));
+    assert!(rig.e.handle_promote(rig.now).is_err(), "it is not connected");
+    assert_eq!(rig.e.resting, rest);
+    rig.e.handle_linked(rig.now, 8);
+    assert!(rig.e.handle_promote(rig.now).is_ok());
+    assert_eq!(rig.e.resting, None);
+}
+
+#[test]
 fn a_node_that_is_to_be_primary_asks_the_one_it_follows() {
     let mut rig = Rig::seeing(held(2, 8, 10));
     rig.actions();
