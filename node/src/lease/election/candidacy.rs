@@ -191,7 +191,11 @@ impl Facts<'_> {
     /// node has never seen, as it was away.
     fn return_end(&self) -> Option<(Duration, String)> {
         let term = self.view.term_record()?;
-        let was_there = term.node == self.settings.node || matches!(self.link, Link::Lost(_));
+        // Connected to this very primary (terms before it have lower epochs than its floor), which
+        // died: then it has what there is. One that left in order comes back.
+        let is_dead = term.released.is_none();
+        let was_linked = is_dead && matches!(self.link, Link::Lost(epoch) if epoch > term.floor);
+        let was_there = term.node == self.settings.node || was_linked;
         let lacks = term.transactions.saturating_sub(self.standing.transactions);
         (!was_there && lacks > 0 && !self.is_forced).then(|| {
             let why = format!(

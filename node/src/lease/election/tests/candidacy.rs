@@ -1,5 +1,6 @@
 //! Risk: a node takes the lease while another may commit, or with less data than another has.
 
+use super::super::steps::VIEW_AGE;
 use super::*;
 
 /// True if the node would take the lease by itself, without any change, after waiting so long.
@@ -164,6 +165,35 @@ fn a_candidate_that_is_behind_stands_back_as_long_as_the_other_lives() {
     }
 }
 
+/// The query that waits for changes may hang for long, with what was known when it was asked.
+#[test]
+fn the_lease_is_taken_by_a_fresh_look_at_what_others_have() {
+    let better = || View { nodes: vec![entry(3, 5, 101)], ..free(10) };
+    for age in [VIEW_AGE + ms(1), GUARD] {
+        let mut rig = Rig::new(settings());
+        rig.e.handle_view(rig.now, rig.now, free(10));
+        assert_eq!(rig.pass(GUARD - age).actions(), []);
+        rig.see(free(10));
+        assert_eq!(rig.pass(age).actions(), [Action::Look]);
+        rig.e.handle_look_failed(rig.now);
+        assert_eq!(rig.pass(ms(200)).actions(), [Action::Look], "not without it");
+        rig.see(better());
+        assert_eq!(rig.actions(), [], "node 3 has newer data");
+        assert_eq!(rig.e.role(), Role::Candidate);
+    }
+    let mut rig = Rig::seeing(free(10));
+    rig.pass(GUARD - VIEW_AGE).see(free(10));
+    rig.pass(VIEW_AGE);
+    assert!(matches!(rig.actions()[..], [Action::Acquire(_)]), "that is fresh enough");
+    // An answer that took as long as it may is.
+    let mut rig = Rig::seeing(free(10));
+    assert_eq!(rig.pass(GUARD).actions(), [Action::Look]);
+    let asked = rig.now;
+    rig.pass(REQUEST_TIMEOUT);
+    rig.e.handle_view(rig.now, asked, free(10));
+    assert!(matches!(rig.actions()[..], [Action::Acquire(_)]));
+}
+
 #[test]
 fn being_behind_one_that_may_not_follow_is_said() {
     let mut other = entry(3, 5, 101);
@@ -325,15 +355,28 @@ fn a_node_that_was_away_waits_for_those_that_were_not() {
         view.term = Some((10, TermRecord { transactions: 101, released, ..term(node) }));
         view
     };
+    let dead = |node: u64, floor: u64| {
+        let record = TermRecord { transactions: 101, floor, ..term(node) };
+        View { term: Some((10, record)), ..free(10) }
+    };
     assert!(takes_after(&mut Rig::seeing(with(2)), ms(10_000)));
     assert!(Rig::seeing(with(ME)).acquire().is_some(), "it was the primary");
-    let mut rig = Rig::seeing(held(2, 8, 9));
-    rig.e.handle_linked(rig.now, 8);
-    rig.actions();
-    rig.e.handle_unlinked(rig.now);
+    let linked = || {
+        let mut rig = Rig::seeing(held(2, 8, 9));
+        rig.e.handle_linked(rig.now, 8);
+        rig.actions();
+        rig.e.handle_unlinked(rig.now);
+        rig
+    };
+    let mut rig = linked();
+    rig.see(dead(2, 7));
+    assert!(takes_after(&mut rig, GUARD), "it has what the primary sent, and that is all there is");
+    let mut rig = linked();
     rig.see(with(2));
-    assert!(rig.acquire().is_some(), "it has what the primary sent, and that is all there is");
-    rig.e.handle_acquired(rig.now, Acquisition::Acquired { index: 20 });
+    assert!(takes_after(&mut rig, ms(10_000)), "the primary left in order, and comes back");
+    let mut rig = linked();
+    rig.see(dead(3, 8));
+    assert!(takes_after(&mut rig, ms(10_000)), "this node never was connected to that one");
     let mut rig = Rig::seeing(with(2));
     rig.e.handle_promote(rig.now).unwrap();
     assert!(rig.acquire().is_some());
