@@ -5,8 +5,11 @@
 //! <key>               who is primary; held by a session, gone with it (LiteFS's key and value)
 //! <key>/clusterid     the cluster's id, written once, never changed (LiteFS's)
 //! <key>/term          the term record: outlives sessions; each change of the lease changes it
-//! <key>/nodes/<id>    a node's record; held by that node's session, gone with it
+//! <key>/nodes/<id>/<session>
+//!                     a node's record; held by that node's session, gone with it
 //! ```
+//! A session's lock-delay is for the keys that it held. So that a node that is started anew can be
+//! seen at once, each of its sessions has a key of its own.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -33,7 +36,8 @@ pub struct View {
     pub term: Option<(u64, TermRecord)>,
     /// The cluster's id, if one has been written.
     pub cluster: Option<String>,
-    /// The nodes that live. A record that cannot be read is left out.
+    /// The nodes that live. A record that cannot be read is left out. One that was just started
+    /// anew may be here twice.
     pub nodes: Vec<NodeEntry>,
 }
 

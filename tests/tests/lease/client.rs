@@ -4,7 +4,10 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use litefs_node::config::ConsulConfig;
-use litefs_node::lease::consul::{Client, ConsulError, NewSession, Outcome, Step};
+use litefs_node::lease::consul::{
+    Client, ConsulError, ConsulLease, Face, NewSession, Outcome, Step,
+};
+use litefs_node::lease::view::{Link, NodeEntry, NodeRecord};
 
 use super::consul::Consul;
 
@@ -69,6 +72,35 @@ fn a_key_has_one_holder_and_goes_with_its_session() {
             assert!(began.elapsed() < TIMEOUT);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    });
+}
+
+/// Others must not take the lease over its head in the meantime.
+#[test]
+fn a_node_that_is_started_anew_is_seen_at_once_whatever_the_lock_delay() {
+    let consul = Consul::start();
+    let mut config = ConsulConfig::new(consul.url().parse().unwrap(), "k");
+    config.lock_delay = Duration::from_secs(60);
+    let (hostname, advertise_url) = ("n1".to_owned(), "http://n1".to_owned());
+    let lease = ConsulLease::new(&config, Face { node: 1, hostname, advertise_url }).unwrap();
+    let record = NodeRecord {
+        node: 1,
+        candidate: true,
+        epoch: 3,
+        term: 2,
+        transactions: 9,
+        link: Link::Lost(3),
+    };
+    run(async {
+        let first = lease.open_session().await.unwrap();
+        assert!(lease.publish(&first, &record).await.unwrap());
+        lease.destroy_session(&first).await.unwrap();
+        assert_eq!(lease.view(None).await.unwrap().nodes, []);
+        let session = lease.open_session().await.unwrap();
+        assert!(lease.publish(&session, &record).await.unwrap());
+        let entry = NodeEntry { session, record: record.clone() };
+        assert_eq!(lease.view(None).await.unwrap().nodes, [entry]);
+        assert!(!matches!(lease.publish(&first, &record).await, Ok(true)), "it comes too late");
     });
 }
 

@@ -85,10 +85,9 @@ impl ConsulLease {
         records::view(&self.names, tree).map_err(LeaseError::Unreadable)
     }
 
-    /// Writes this node's record; false if another session of this node still holds it, or its
-    /// lock-delay is not over.
+    /// Writes this node's record; false if the session is gone.
     pub async fn publish(&self, session: &SessionId, record: &NodeRecord) -> Result<bool> {
-        let key = self.names.node(record.node);
+        let key = self.names.node(record.node, session);
         Ok(self.client.acquire(&key, &session.0, records::node(&self.face, record)).await?)
     }
 

@@ -4,7 +4,8 @@
 //! <key>              {"hostname", "advertise-url", "node"}       LiteFS's, with our `node`
 //! <key>/clusterid    the id itself                               LiteFS's
 //! <key>/term         {"node", "right-ms", "fast", "beat", "floor", "sync", "released"}
-//! <key>/nodes/<id>   {"node", "hostname", "advertise-url", "candidate", "term", "transactions",
+//! <key>/nodes/<id>/<session>
+//!                    {"node", "hostname", "advertise-url", "candidate", "term", "transactions",
 //!                     "link"}
 //! ```
 //! Node ids are 16 hex digits, as everywhere.
@@ -49,9 +50,9 @@ impl Names {
         }
     }
 
-    /// A node's record.
-    pub fn node(&self, node: u64) -> String {
-        format!("{}{node:016x}", self.nodes)
+    /// A node's record in one of its sessions.
+    pub fn node(&self, node: u64, session: &SessionId) -> String {
+        format!("{}{node:016x}/{session}", self.nodes)
     }
 }
 
@@ -246,9 +247,9 @@ fn read_node(names: &Names, pair: Pair) -> Option<NodeEntry> {
             Some(RawLink::Lost(epoch)) => Link::Lost(epoch),
         },
     };
-    let is_its_own = pair.key == names.node(record.node);
-    let session = pair.session.filter(|_| is_its_own)?;
-    Some(NodeEntry { session: SessionId(session), record })
+    let session = SessionId(pair.session?);
+    let is_its_own = pair.key == names.node(record.node, &session);
+    is_its_own.then_some(NodeEntry { session, record })
 }
 
 fn unreadable(pair: &Pair, why: impl std::fmt::Display) -> String {
@@ -328,7 +329,7 @@ mod tests {
             let pairs = vec![
                 pair("k/clusterid", "LFSC0000000000000001", None),
                 pair("k/term", term(&term_record), None),
-                pair("k/nodes/00000000000000ab", node(&face(), &record), Some("s")),
+                pair("k/nodes/00000000000000ab/s", node(&face(), &record), Some("s")),
             ];
             let view = read(pairs).unwrap();
             assert_eq!(view.term, Some((7, term_record.clone())));
@@ -350,10 +351,12 @@ mod tests {
         };
         let value = node(&face(), &record);
         let pairs = vec![
-            pair("k/nodes/00000000000000ac", value.clone(), Some("s")),
-            pair("k/nodes/00000000000000ab", value.clone(), None),
-            pair("k/nodes/00000000000000ad", "{", Some("s")),
-            pair("k/nodes/00000000000000ae", [0xff], Some("s")),
+            pair("k/nodes/00000000000000ac/s", value.clone(), Some("s")),
+            pair("k/nodes/00000000000000ab/r", value.clone(), Some("s")),
+            pair("k/nodes/00000000000000ab", value.clone(), Some("s")),
+            pair("k/nodes/00000000000000ab/s", value.clone(), None),
+            pair("k/nodes/00000000000000ad/s", "{", Some("s")),
+            pair("k/nodes/00000000000000ae/s", [0xff], Some("s")),
         ];
         assert!(read(pairs).unwrap().nodes.is_empty());
     }
@@ -371,13 +374,13 @@ mod tests {
         assert_eq!(Names::new("", "/a/b/").key, "a/b");
         let names = Names::new("p/q", "a");
         assert_eq!(names.cluster, "p/q/a/clusterid");
-        assert_eq!(names.node(0xab), "p/q/a/nodes/00000000000000ab");
+        assert_eq!(names.node(0xab, &SessionId("s".into())), "p/q/a/nodes/00000000000000ab/s");
     }
 
     proptest::proptest! {
         #[test]
         fn no_value_makes_the_reader_panic(value: Vec<u8>, which in 0_usize..4) {
-            let key = ["k", "k/term", "k/clusterid", "k/nodes/00000000000000ab"][which];
+            let key = ["k", "k/term", "k/clusterid", "k/nodes/00000000000000ab/s"][which];
             let _ = read(vec![pair(key, value, Some("s"))]);
         }
     }

@@ -63,8 +63,7 @@ impl Service {
     }
 
     fn publish(&mut self, session: &SessionId, record: &NodeRecord) -> bool {
-        let mut held = self.view.nodes.iter().filter(|entry| entry.record.node == record.node);
-        if !self.sessions.contains(session) || held.any(|entry| entry.session != *session) {
+        if !self.sessions.contains(session) {
             return false;
         }
         self.view.nodes.retain(|entry| entry.session != *session);
