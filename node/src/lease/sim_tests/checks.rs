@@ -88,7 +88,10 @@ impl World {
             let node = &self.nodes[i];
             let following = node.process.as_ref().and_then(|process| process.following.as_ref());
             following.is_some_and(|f| f.epoch.is_some() && f.epoch == epoch)
-                && self.databases.iter().all(|db| node.data.disk.pos(db) == primary.pos(db))
+                && self.databases.iter().all(|db| {
+                    let newest = primary.pos(db);
+                    newest.is_zero() || node.data.disk.pos(db) == newest
+                })
         })
     }
 
@@ -107,9 +110,10 @@ impl World {
     fn check_acknowledged(&mut self) {
         let leader = self.leader().expect("checked");
         let line = self.line_of(leader);
-        let kept: HashSet<Pos> = (0..self.nodes.len()).flat_map(|i| self.kept_by(i)).collect();
+        let kept = |i| self.kept_by(i).into_iter().chain(self.unknown_to(leader, i));
+        let kept: HashSet<Pos> = (0..self.nodes.len()).flat_map(kept).collect();
         // Who was in sync is kept at Consul only.
-        let is_sync = self.swarm.sync > 0 && !self.ledger.is_epoch_lost;
+        let is_sync = self.swarm.always_waits() && !self.ledger.is_epoch_lost;
         let is_lossless = is_sync || (self.swarm.is_gentle() && !self.is_lossy);
         let is_lost = |pos: &Pos| !line.contains(pos) && (is_lossless || !kept.contains(pos));
         let lost: Vec<String> = self

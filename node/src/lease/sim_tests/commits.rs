@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use litefs_store::{DbName, Pos};
+use litefs_store::{DbName, Pos, Txid};
 
 use super::chance::{Random, ms, secs};
 use super::net::Place;
@@ -49,6 +49,12 @@ impl Ledger {
 
     pub fn knows(&self, pos: Pos) -> bool {
         pos.is_zero() || self.parents.contains_key(&pos)
+    }
+
+    /// Where the line that ends with `newest` was at a transaction, if it got so far.
+    pub fn at(&self, newest: Pos, txid: Txid) -> Option<Pos> {
+        let before = |pos: &Pos| self.parents.get(pos).copied();
+        std::iter::successors(Some(newest), before).find(|pos| pos.txid == txid)
     }
 
     /// Adds the transactions from after `after` to `newest`.
@@ -99,15 +105,17 @@ impl World {
         if node.data.disk.is_prepared(&db) {
             return;
         }
-        if !node.data.disk.prepare(&db, &mut self.random, is_full) {
+        let is_admitted = process.confirmer.as_ref().is_none_or(|c| c.admits(now, &db));
+        if !is_admitted || !node.data.disk.prepare(&db, &mut self.random, is_full) {
             self.ledger.refused += 1;
             return;
         }
-        process.commits.insert(number, Commit { db, passed: false });
+        process.commits.insert(number, Commit { db: db.clone(), passed: false });
         let boot = node.boot;
         let slow = if self.random.one_in(60) { secs(4) } else { ms(3) };
         let at = self.now + self.random.time(Duration::from_micros(50), slow);
         self.plan(at, Event::Commit { node: i, boot, number });
+        self.check_admitted(i, &db);
     }
 
     /// The next step of a commit.
@@ -159,6 +167,18 @@ impl World {
         let disk = &self.nodes[i].data.disk;
         let mut line = HashSet::new();
         for db in disk.databases() {
+            self.ledger.collect(Pos::ZERO, disk.pos(&db), &mut line);
+        }
+        line
+    }
+
+    /// The transactions in a node's databases of which the primary does not even know: they stay
+    /// as they are until it has one of that name.
+    pub fn unknown_to(&self, leader: Place, i: Place) -> HashSet<Pos> {
+        let primary = &self.nodes[leader].data.disk;
+        let disk = &self.nodes[i].data.disk;
+        let mut line = HashSet::new();
+        for db in disk.databases().into_iter().filter(|db| primary.pos(db).is_zero()) {
             self.ledger.collect(Pos::ZERO, disk.pos(&db), &mut line);
         }
         line

@@ -25,8 +25,8 @@ pub const CLUSTER: &str = "litefs/primary/clusterid";
 pub const TERM: &str = "litefs/primary/term";
 const NODES: &str = "litefs/primary/nodes/";
 
-/// How long a blocking query waits for a change.
-const WATCH_WAIT: Duration = Duration::from_secs(10);
+/// How long a blocking query waits for a change, as the elector's.
+const WATCH_WAIT: Duration = Duration::from_secs(5);
 
 /// A key's value.
 #[derive(Debug, Clone)]
@@ -57,7 +57,10 @@ pub struct Client {
     pending: BTreeMap<u64, Purpose>,
     /// The watch has seen changes up to this index.
     seen: u64,
-    is_watching: bool,
+    /// The index that Consul showed last.
+    index: u64,
+    /// The query of the watch that counts.
+    watching: Option<u64>,
     /// The watch begins again then.
     watch_at: Duration,
     /// What is done one after the other.
@@ -71,8 +74,15 @@ pub struct Client {
 impl Client {
     /// When to look again, by the node's clock.
     pub fn poll_timeout(&self) -> Duration {
-        let watch = if self.is_watching { Duration::MAX } else { self.watch_at };
+        let watch = if self.watching.is_some() { Duration::MAX } else { self.watch_at };
         watch.min(self.target.map_or(Duration::MAX, |(_, until)| until))
+    }
+
+    /// Consul counts anew: the watch would wait in vain.
+    fn note_index(&mut self, now: Duration, index: u64) {
+        if index < std::mem::replace(&mut self.index, index) {
+            (self.seen, self.watching, self.watch_at) = (0, None, now);
+        }
     }
 }
 
@@ -84,8 +94,8 @@ fn place_of(url: &str) -> Place {
     url.trim_start_matches("http://n").parse().expect("a node's address")
 }
 
-fn node_key(node: u64) -> String {
-    format!("{NODES}{node:016x}")
+fn node_key(node: u64, session: &str) -> String {
+    format!("{NODES}{node:016x}/{session}")
 }
 
 fn transaction(replace: Replace, unlocked: Option<Value>) -> Request<Value> {
@@ -203,22 +213,29 @@ impl World {
         let now = self.own(i);
         let Some(process) = self.nodes[i].process.as_mut() else { return };
         let client = &mut process.client;
-        if client.is_watching || now < client.watch_at {
+        if client.watching.is_some() || now < client.watch_at {
             return;
         }
-        client.is_watching = true;
         let after = client.seen;
         let request = Request::List { prefix: KEY.into(), after, wait: WATCH_WAIT };
         let patience = WATCH_WAIT + WATCH_WAIT / 16 + REQUEST_TIMEOUT;
-        self.request(i, Purpose::Watch { requested: now }, request, patience);
+        let id = self.request(i, Purpose::Watch { requested: now }, request, patience);
+        self.nodes[i].process.as_mut().expect("it watches").client.watching = Some(id);
     }
 
-    fn request(&mut self, i: Place, purpose: Purpose, request: Request<Value>, patience: Duration) {
+    /// Makes a request; returns its number.
+    fn request(
+        &mut self,
+        i: Place,
+        purpose: Purpose,
+        request: Request<Value>,
+        patience: Duration,
+    ) -> u64 {
         let now = self.own(i);
         let id = self.next_number();
         let node = &mut self.nodes[i];
         let boot = node.boot;
-        let Some(process) = node.process.as_mut() else { return };
+        let process = node.process.as_mut().expect("it asks");
         process.client.pending.insert(id, purpose);
         let deadline = node.clock.real(now + patience);
         self.plan(deadline, Event::Deadline { node: i, boot, id });
@@ -226,6 +243,7 @@ impl World {
         if let Some(delay) = self.travel(is_through) {
             self.plan(self.now + delay, Event::Request { node: i, boot, id, request });
         }
+        id
     }
 
     /// How long a message to or from Consul takes; `None` if it never arrives. What does not get
@@ -263,8 +281,10 @@ impl World {
     pub fn answer(&mut self, id: u64, answer: Answer<Value>) {
         let Some((node, boot)) = self.asked.remove(&id) else { return };
         let is_through = self.net.reaches(self.consul_place(), node);
+        let is_late = self.late == Some(node);
+        let late = if is_late { self.random.time(ms(500), ms(930)) } else { Duration::ZERO };
         if let Some(delay) = self.travel(is_through) {
-            self.plan(self.now + delay, Event::Answer { node, boot, id, answer });
+            self.plan(self.now + delay + late, Event::Answer { node, boot, id, answer });
         }
     }
 
@@ -274,19 +294,24 @@ impl World {
         let Some(process) = self.nodes[i].process.as_mut() else { return };
         let Some(purpose) = process.client.pending.remove(&id) else { return };
         let (client, election) = (&mut process.client, &mut process.election);
+        let is_given_up = matches!(purpose, Purpose::Watch { .. }) && client.watching != Some(id);
         match (purpose, answer) {
+            _ if is_given_up => (),
             (Purpose::Watch { requested }, Answer::List { index, entries }) => {
-                client.is_watching = false;
+                client.watching = None;
                 client.watch_at = now;
                 // An index that goes back belongs to another history.
                 client.seen = if index < client.seen { 0 } else { index };
+                client.note_index(now, index);
                 election.handle_view(now, requested, view_of(index, entries));
             }
             (Purpose::Watch { .. }, _) => {
-                client.is_watching = false;
+                client.watching = None;
+                client.seen = 0;
                 client.watch_at = now + ms(300);
             }
             (Purpose::Look { requested }, Answer::List { index, entries }) => {
+                client.note_index(now, index);
                 election.handle_view(now, requested, view_of(index, entries));
             }
             (Purpose::Look { .. }, _) => election.handle_look_failed(now),
@@ -339,7 +364,7 @@ impl World {
                 ask(self, Purpose::Look { requested }, list);
             }
             Action::Publish(session, record) => {
-                let (key, session) = (node_key(record.node), session.0);
+                let (key, session) = (node_key(record.node, &session.0), session.0);
                 let value = Value::Node(record);
                 ask(self, Purpose::Publish, Request::Acquire { key, value, session });
             }
@@ -451,7 +476,8 @@ impl World {
         self.note(|| format!("n{i} follows n{target}, epoch {epoch}"));
         self.stop_following(i);
         let seed = self.random.next();
-        let upstream = Upstream::new(format!("n{i}"), self.swarm.reconnect_delay, seed);
+        let may_lead = i < self.swarm.candidates;
+        let upstream = Upstream::new(format!("n{i}"), may_lead, self.swarm.reconnect_delay, seed);
         let process = self.nodes[i].process.as_mut().expect("it acts");
         process.following = Some(Following::new(target, upstream));
     }

@@ -6,7 +6,10 @@
 //! things go wrong, and all the time it is checked that
 //! * no two nodes' gates are open at the same moment, and no commit of an older epoch passes after
 //!   one of a newer;
-//! * no node goes back to an older epoch, and none without data begins a term over nodes with data.
+//! * no node goes back to an older epoch, and none without data begins a term over nodes with data;
+//! * with `sync`, whatever is confirmed is on the disks of all whom Consul names, and it names
+//!   nobody only in the fallback; with `bounded`, a commit begins only while another node is as
+//!   near as that.
 //!
 //! Then all faults end, and in bounded time there must be a primary that acknowledges, and every
 //! node at its positions. Then no acknowledged transaction may be missing: with `sync`, or if nodes
@@ -49,9 +52,13 @@ mod world;
 use std::time::Duration;
 
 use chance::{ms, secs};
+use commits::Acked;
 use data::Crash;
+use net::Delays;
 use swarm::Swarm;
 use world::{Reached, World};
+
+use crate::config::{Bounds, ReplicationMode};
 
 /// Seeds of a run of all tests, with lists in place of the store.
 const SEEDS: u64 = 2000;
@@ -174,6 +181,36 @@ fn failover(seed: u64, fast: bool) -> Duration {
     let is_over = world.run_until(at + secs(90), |world| acks(world) > before);
     assert!(is_over, "seed {seed}: {:?}", world.violations);
     world.ledger.acked[before].at - at
+}
+
+/// At most the bound, and the one commit that was let through at it.
+#[test]
+fn bounded_loses_no_more_than_its_bound_with_the_primary() {
+    let most = 4;
+    let bounds = Bounds { max_lag: None, max_transactions: Some(most) };
+    let mut lost = 0;
+    for seed in 0..60 {
+        let plain = Swarm::plain(true);
+        // So slow that the bound is felt.
+        let delays = Delays { usual: ms(60), ..plain.delays };
+        let mode = ReplicationMode::Bounded(bounds);
+        let mut world = World::new(seed, Swarm { databases: 1, mode, delays, ..plain });
+        let acks = |world: &World| world.ledger.acked.len();
+        assert!(world.run_until(secs(60), |world| acks(world) > 20), "{:?}", world.violations);
+        let at = world.now + world.random.time(secs(1), secs(3));
+        world.run(at);
+        let killed = world.leader().expect("a primary");
+        let before = acks(&world);
+        world.fell(killed, Crash::Kill);
+        let is_over = world.run_until(at + secs(90), |world| acks(world) > before);
+        assert!(is_over, "seed {seed}: {:?}", world.violations);
+        let line = world.line_of(world.ledger.acked[before].node);
+        let missing = |acked: &&Acked| !line.contains(&acked.pos);
+        let missing = world.ledger.acked[..before].iter().filter(missing).count() as u64;
+        assert!(missing <= most + 1, "seed {seed}: {missing} acknowledged commits are missing");
+        lost += missing;
+    }
+    assert!(lost > 0, "nothing was at stake");
 }
 
 fn distribution(fast: bool, seeds: u64) -> Vec<Duration> {

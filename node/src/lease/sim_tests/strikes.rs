@@ -19,6 +19,10 @@ pub enum Undo {
     Start(Place),
     GoOn(Place),
     Open(Vec<(Place, Place)>),
+    /// Nodes that hold all that was acknowledged are killed.
+    KillSet(Vec<Place>),
+    /// Late answers end in no answers.
+    NotLate(Place),
     Usual(Delays),
     /// A node that was to shut down has taken too long.
     EndShutdown(Place, u64),
@@ -40,11 +44,17 @@ impl World {
         self.note(|| format!("strike: {strike:?} n{i}"));
         match strike {
             Strike::Kill => self.crash(i, Crash::Kill),
+            Strike::KillSet => self.cut_from_set(),
             Strike::PowerLoss => self.crash(i, Crash::PowerLoss),
             Strike::Wipe => self.wipe(i),
             Strike::Stop => self.stop(i),
             Strike::Isolate | Strike::LoseConsul | Strike::LosePeers | Strike::CutPair => {
                 self.cut(i, strike, false);
+            }
+            Strike::LateAnswers => {
+                self.late = Some(i);
+                let after = self.random.time(secs(1), secs(4));
+                self.plan(self.now + after, Event::Undo(Undo::NotLate(i)));
             }
             Strike::OneWay => {
                 let kinds =
@@ -76,6 +86,17 @@ impl World {
             Undo::Start(i) => self.start(i),
             Undo::GoOn(i) => self.go_on(i),
             Undo::Open(ways) => ways.into_iter().for_each(|(from, to)| self.net.open(from, to)),
+            Undo::KillSet(set) => {
+                if self.faults_on() {
+                    set.into_iter().for_each(|i| self.crash(i, Crash::Kill));
+                }
+            }
+            Undo::NotLate(i) => {
+                self.late = None;
+                if self.faults_on() {
+                    self.cut(i, Strike::Isolate, false);
+                }
+            }
             Undo::Usual(delays) => self.net.delays = delays,
             Undo::EndShutdown(i, boot) => {
                 if self.nodes[i].boot == boot && self.nodes[i].process.is_some() {
@@ -91,6 +112,7 @@ impl World {
         self.calm_down();
         self.net.heal();
         self.net.delays = self.swarm.delays;
+        self.late = None;
         for i in 0..self.nodes.len() {
             self.go_on(i);
             self.start(i);
@@ -123,7 +145,7 @@ impl World {
             commits: BTreeMap::new(),
             held: None,
             waiting: Vec::new(),
-            confirmer: Confirmer::new(self.swarm.sync),
+            confirmer: Confirmer::new(self.swarm.mode),
             wake: Duration::MAX,
         });
         self.note(|| format!("n{i} starts at its {now:?}"));
@@ -230,6 +252,23 @@ impl World {
         self.plan(self.now + after, Event::Undo(Undo::Open(ways)));
     }
 
+    /// Nodes that are not in the sync set hear nothing of the primary; soon they are all there is.
+    fn cut_from_set(&mut self) {
+        let Some(Value::Term(term)) = self.consul.get(TERM).map(|entry| &entry.value) else {
+            return;
+        };
+        let is_whole = |i: &Place| {
+            let id = self.nodes[*i].id;
+            id == term.node || term.sync.contains(&id)
+        };
+        let (set, others): (Vec<Place>, _) = (0..self.nodes.len()).partition(is_whole);
+        let pairs = others.iter().flat_map(|other: &Place| set.iter().map(|i| (*i, *other)));
+        let ways = pairs.flat_map(|(i, other)| [(i, other), (other, i)]).collect();
+        self.cut_ways(ways);
+        let after = self.random.time(ms(300), secs(2));
+        self.plan(self.now + after, Event::Undo(Undo::KillSet(set)));
+    }
+
     fn new_leader(&mut self) {
         let pause = self.random.time(ms(0), secs(4));
         let now = self.consul_now();
@@ -272,7 +311,7 @@ impl World {
         let Some(process) = node.process.as_mut().filter(|_| node.stopped.is_none()) else {
             return;
         };
-        if self.swarm.sync > 0 && process.election.holder().is_none() {
+        if self.swarm.is_sync() && process.election.holder().is_none() {
             // That would be the operator's decision to do without what `sync` promises.
             return;
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::chance::{Random, ms, secs};
 use super::net::Delays;
+use crate::config::{Bounds, OnTimeout, ReplicationMode, SyncSettings};
 use crate::lease::action::{FAST_BEAT, FAST_RIGHT, Settings};
 
 /// Something that goes wrong.
@@ -11,6 +12,8 @@ use crate::lease::action::{FAST_BEAT, FAST_RIGHT, Settings};
 pub enum Strike {
     /// A process is killed, and started again later.
     Kill,
+    /// Those that are in no sync set lose the primary; then it and its set are killed.
+    KillSet,
     /// A machine loses power.
     PowerLoss,
     /// A machine is replaced by a new one.
@@ -25,6 +28,8 @@ pub enum Strike {
     LosePeers,
     /// Two nodes do not reach each other.
     CutPair,
+    /// Consul's answers to a node are late, though not too late; then the node is cut off.
+    LateAnswers,
     /// As the four above, in one direction only.
     OneWay,
     /// Consul reaches nobody.
@@ -47,8 +52,9 @@ pub enum Strike {
     Restart,
 }
 
-const ALL: [Strike; 18] = [
+const ALL: [Strike; 20] = [
     Strike::Kill,
+    Strike::KillSet,
     Strike::PowerLoss,
     Strike::Wipe,
     Strike::Stop,
@@ -56,6 +62,7 @@ const ALL: [Strike; 18] = [
     Strike::LoseConsul,
     Strike::LosePeers,
     Strike::CutPair,
+    Strike::LateAnswers,
     Strike::OneWay,
     Strike::ConsulAway,
     Strike::NewLeader,
@@ -81,8 +88,8 @@ pub struct Swarm {
     /// The real store on the simulated disk.
     pub is_real: bool,
     pub fast: bool,
-    /// How many replicas must have a transaction before it is acknowledged; 0: async.
-    pub sync: usize,
+    /// What a commit needs of replicas.
+    pub mode: ReplicationMode,
     /// Commits wait for the disk.
     pub is_full: bool,
     /// Clocks are wrong by up to so many parts in a million.
@@ -109,7 +116,8 @@ impl Swarm {
         let nodes = 2 + random.index(3);
         let has_bystander = nodes > 2 && random.one_in(4);
         let candidates = nodes - usize::from(has_bystander);
-        let sync = if random.one_in(3) { 1 + random.index((candidates - 1).min(2)) } else { 0 };
+        let mode = Self::mode(&mut random, candidates);
+        let is_sync = matches!(mode, ReplicationMode::Sync(_));
         let is_gentle = random.one_in(8);
         let from: &[Strike] = if is_gentle { &GENTLE } else { &ALL };
         let mut strikes: Vec<Strike> = from.iter().copied().filter(|_| random.one_in(3)).collect();
@@ -126,8 +134,8 @@ impl Swarm {
             databases: 1 + random.index(3),
             is_real,
             fast: !random.one_in(4),
-            sync,
-            is_full: sync > 0 || random.one_in(2),
+            mode,
+            is_full: is_sync || random.one_in(2),
             drift: random.pick(&[0, 1_000, 50_000, 50_000, 50_000]),
             delays: Delays {
                 usual: ms(random.pick(&[1, 4, 4, 40])),
@@ -146,6 +154,35 @@ impl Swarm {
         }
     }
 
+    fn mode(random: &mut Random, candidates: usize) -> ReplicationMode {
+        let replicas = 1 + random.index((candidates - 1).min(2));
+        let sync = |timeout, on_timeout| SyncSettings { replicas, timeout, on_timeout };
+        match random.below(10) {
+            0..3 => ReplicationMode::Sync(sync(secs(5), OnTimeout::Wait)),
+            3 => ReplicationMode::Sync(sync(ms(400), OnTimeout::Async)),
+            4 => {
+                let max_transactions = Some(1 + random.below(6));
+                ReplicationMode::Bounded(Bounds { max_lag: None, max_transactions })
+            }
+            5 => {
+                let max_lag = Some(ms(random.pick(&[50, 300, 1000])));
+                ReplicationMode::Bounded(Bounds { max_lag, max_transactions: None })
+            }
+            _ => ReplicationMode::Async,
+        }
+    }
+
+    /// True in mode `sync`.
+    pub fn is_sync(&self) -> bool {
+        matches!(self.mode, ReplicationMode::Sync(_))
+    }
+
+    /// True if commits wait for replicas however long it takes.
+    pub fn always_waits(&self) -> bool {
+        let ReplicationMode::Sync(settings) = self.mode else { return false };
+        settings.on_timeout == OnTimeout::Wait
+    }
+
     /// A quiet cluster of three candidates.
     pub fn plain(fast: bool) -> Self {
         Self {
@@ -154,7 +191,7 @@ impl Swarm {
             databases: 2,
             is_real: false,
             fast,
-            sync: 0,
+            mode: ReplicationMode::Async,
             is_full: true,
             drift: 50_000,
             delays: Delays { usual: ms(2), spike: ms(20), spike_rate: 50 },
@@ -192,7 +229,7 @@ impl Swarm {
             candidate: place < self.candidates,
             promote: false,
             fast: self.fast,
-            sync: self.sync > 0,
+            sync: self.is_sync(),
             right,
             beat_interval: if self.fast { FAST_BEAT } else { right / 3 },
             session_interval: self.ttl / 3,

@@ -1,15 +1,17 @@
-//! Acknowledgements: at once, or once the sync set has the transaction on disk.
+//! What commits need of replicas: nothing, that one is near, or that the sync set has them on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use litefs_store::{DbName, Pos};
+use litefs_store::{DbName, Pos, Txid};
 
-use super::chance::secs;
+use super::commits::Acked;
+use super::driver::{TERM, Value};
 use super::net::Place;
-use super::world::World;
-use crate::config::{OnTimeout, SyncSettings};
-use crate::replication::quorum::{Action, Joined, Quorum, Ticket};
+use super::swarm::Strike;
+use super::world::{Node, World};
+use crate::config::ReplicationMode;
+use crate::replication::quorum::{Action, Joined, Quorum, Report, Ticket};
 use crate::replication::wire::Ack;
 
 /// Commits that wait for replicas.
@@ -22,12 +24,19 @@ pub struct Confirmer {
 }
 
 impl Confirmer {
-    /// For commits that wait for so many replicas; `None` if they wait for nobody.
-    pub fn new(replicas: usize) -> Option<Self> {
-        let settings = SyncSettings { replicas, timeout: secs(5), on_timeout: OnTimeout::Wait };
-        let new =
-            || Self { quorum: Quorum::sync(settings), waiting: BTreeMap::new(), publishing: None };
-        (replicas > 0).then(new)
+    /// `None` if commits need nothing of replicas.
+    pub fn new(mode: ReplicationMode) -> Option<Self> {
+        let quorum = match mode {
+            ReplicationMode::Async => return None,
+            ReplicationMode::Bounded(bounds) => Quorum::bounded(bounds),
+            ReplicationMode::Sync(settings) => Quorum::sync(settings),
+        };
+        Some(Self { quorum, waiting: BTreeMap::new(), publishing: None })
+    }
+
+    /// In mode `bounded`: false if no replica is near.
+    pub fn admits(&self, now: Duration, db: &DbName) -> bool {
+        self.quorum.admit(now, db).is_ok()
     }
 }
 
@@ -54,6 +63,7 @@ impl World {
     pub fn commit_published(&mut self, i: Place, db: &DbName, pos: Pos) {
         let now = self.own(i);
         let is_primary = self.nodes[i].process.as_ref().is_some_and(|p| p.term.is_some());
+        let is_bounded = matches!(self.swarm.mode, ReplicationMode::Bounded(_));
         match self.confirmer(i) {
             None => {
                 self.reached.acks += 1;
@@ -61,6 +71,10 @@ impl World {
             }
             Some(confirmer) if is_primary => {
                 let ticket = confirmer.quorum.handle_commit(now, db, pos);
+                if is_bounded {
+                    self.reached.bounded_acks += 1;
+                    return self.acknowledge(i, db.clone(), pos);
+                }
                 confirmer.waiting.insert(ticket, (db.clone(), pos));
                 self.pump_quorum(i);
             }
@@ -83,12 +97,12 @@ impl World {
             return;
         };
         let acks: Vec<Ack> = peer.acks().filter(|ack| peer.streams(&ack.db)).collect();
-        let (node_id, session_number) = (hello.node, connection);
+        let (node_id, may_lead) = (hello.node, hello.may_lead);
         let disk = &node.data.disk;
         let newest: Vec<(DbName, Pos)> =
             disk.databases().into_iter().map(|db| (db.clone(), disk.pos(&db))).collect();
         let filter = peer.filter();
-        let joined = Joined { node: node_id, session: session_number, filter, acks: &acks };
+        let joined = Joined { node: node_id, session: connection, filter, may_lead, acks: &acks };
         confirmer.quorum.handle_joined(now, &joined, &newest);
         session.joined = Some(node_id);
         self.pump_quorum(i);
@@ -133,19 +147,26 @@ impl World {
                 Some(Action::Confirm(ticket)) => {
                     let (db, pos) = confirmer.waiting.remove(&ticket).expect("a ticket of ours");
                     self.reached.sync_acks += 1;
+                    self.check_confirmed(i, &db, pos);
                     self.acknowledge(i, db, pos);
                 }
                 Some(Action::Fail(ticket, _)) => {
                     confirmer.waiting.remove(&ticket);
                 }
                 Some(Action::Publish(number, set)) => self.publish_set(i, now, number, set),
-                Some(Action::Report(_)) => (),
+                Some(Action::Report(report)) => {
+                    self.reached.fallbacks += u64::from(report == Report::FellBack);
+                }
                 None => return,
             }
         }
     }
 
     fn publish_set(&mut self, i: Place, now: Duration, number: u64, set: BTreeSet<u64>) {
+        let bystanders = &self.nodes[self.swarm.candidates..];
+        if bystanders.iter().any(|node| set.contains(&node.id)) {
+            self.violation(format!("n{i}: a node that may never lead is in the sync set"));
+        }
         let gives_up = self.faults_on() && self.random.one_in(8);
         let process = self.nodes[i].process.as_mut().expect("it publishes");
         process.election.handle_sync_set(now, set.clone());
@@ -166,6 +187,56 @@ impl World {
         if let Some((number, _)) = published {
             confirmer.quorum.handle_published(now, number, true);
             self.pump_quorum(i);
+        }
+    }
+
+    /// Mode `bounded` lets a commit begin: then some other node is as near as that.
+    pub fn check_admitted(&mut self, i: Place, db: &DbName) {
+        let ReplicationMode::Bounded(bounds) = self.swarm.mode else { return };
+        // Nearness is in memory.
+        if self.swarm.strikes.iter().any(|s| [Strike::PowerLoss, Strike::Wipe].contains(s)) {
+            return;
+        }
+        let newest = self.nodes[i].data.disk.pos(db);
+        let most = bounds.max_transactions.unwrap_or(u64::MAX);
+        let near = Txid::new(newest.txid.get().saturating_sub(most));
+        // By a clock that is slow.
+        let long_ago = bounds.max_lag.map(|lag| self.now.saturating_sub(lag.mul_f64(1.06)));
+        let epoch = self.nodes[i].process.as_ref().map_or(0, |process| process.epoch);
+        let is_owed = |acked: &&Acked| {
+            let author = (acked.node, acked.epoch);
+            Some(acked.at) <= long_ago && acked.db == *db && author == (i, epoch)
+        };
+        let owed = self.ledger.acked.iter().rev().find(is_owed).map(|acked| acked.pos);
+        let owed = owed.or_else(|| self.ledger.at(newest, near)).unwrap_or_default();
+        let others = self.nodes.iter().filter(|node| node.id != self.nodes[i].id);
+        let places = others.map(|node| node.data.disk.pos(db)).collect::<Vec<Pos>>();
+        if !places.iter().any(|pos| self.ledger.at(*pos, owed.txid) == Some(owed)) {
+            let text = format!("n{i} goes on after {newest} of {db}: not within {bounds}");
+            self.violation(format!("{text}, as nobody has {owed}: others are at {places:?}"));
+        }
+    }
+
+    /// Mode `sync` confirms a commit: then all whom Consul names have it on disk. It names nobody
+    /// only if that is the fallback.
+    fn check_confirmed(&mut self, i: Place, db: &DbName, pos: Pos) {
+        let Some(Value::Term(term)) = self.consul.get(TERM).map(|entry| &entry.value) else {
+            return;
+        };
+        if term.node != self.nodes[i].id {
+            return;
+        }
+        let lacks = |node: &&Node| {
+            // The real store does not know any more, after a start, what was synced before.
+            let (disk, is_real) = (&node.data.disk, self.swarm.is_real);
+            let newest = if is_real { disk.pos(db) } else { disk.synced(db) };
+            term.sync.contains(&node.id) && self.ledger.at(newest, pos.txid) != Some(pos)
+        };
+        let lacking = self.nodes.iter().find(lacks).map(|node| node.id);
+        if term.sync.is_empty() && self.swarm.always_waits() {
+            self.violation(format!("n{i} confirms {db} {pos} for nobody"));
+        } else if let Some(lacking) = lacking {
+            self.violation(format!("n{i} confirms {db} {pos}, but member {lacking:x} lacks it"));
         }
     }
 

@@ -186,6 +186,8 @@ pub struct Reached {
     pub destroyed: u64,
     pub expired: u64,
     pub sync_acks: u64,
+    pub bounded_acks: u64,
+    pub fallbacks: u64,
     pub acks: u64,
 }
 
@@ -200,6 +202,8 @@ impl Reached {
             (&mut self.destroyed, other.destroyed),
             (&mut self.expired, other.expired),
             (&mut self.sync_acks, other.sync_acks),
+            (&mut self.bounded_acks, other.bounded_acks),
+            (&mut self.fallbacks, other.fallbacks),
             (&mut self.acks, other.acks),
         ];
         pairs.into_iter().for_each(|(sum, more)| *sum += more);
@@ -216,6 +220,8 @@ impl Reached {
             self.destroyed,
             self.expired,
             self.sync_acks,
+            self.bounded_acks,
+            self.fallbacks,
             self.acks,
         ];
         assert!(counts.iter().all(|count| *count >= 20), "{self:?}");
@@ -257,6 +263,8 @@ pub struct World {
     /// Who waits for the answer to a request.
     pub asked: HashMap<u64, (Place, u64)>,
     consul_wake: Duration,
+    /// The node to which Consul's answers are late.
+    pub late: Option<Place>,
     pub databases: Vec<DbName>,
     pub ledger: Ledger,
     pub reached: Reached,
@@ -291,6 +299,7 @@ impl World {
             consul_clock,
             asked: HashMap::new(),
             consul_wake: Duration::MAX,
+            late: None,
             databases,
             ledger: Ledger::default(),
             reached: Reached::default(),
