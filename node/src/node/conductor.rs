@@ -219,6 +219,8 @@ impl Conductor {
             tls: shared.tls.clone(),
             target: of,
             filter: shared.config.lease.databases.clone(),
+            // A static lease can be assigned to any node.
+            may_lead: shared.lease.is_none() || shared.config.lease.candidate,
             listener,
             forwarding: shared.forwarding.clone(),
         };

@@ -264,7 +264,7 @@ impl Confirmer {
             }
             Report::Stalled => tracing::warn!(
                 "replicas do not confirm commits in time: they wait (replication.on-timeout: \
-                 wait); connect enough replicas, or set replication.on-timeout: async"
+                 wait); connect enough replicas that are candidates, or set replication.on-timeout: async"
             ),
         }
     }

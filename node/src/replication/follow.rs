@@ -52,6 +52,8 @@ pub struct Follow {
     pub target: config::Endpoint,
     /// The databases to keep; empty: all.
     pub filter: Vec<DbName>,
+    /// True if this node may become primary.
+    pub may_lead: bool,
     /// Told what becomes of the connection.
     pub listener: Listener,
     /// Told the connection over which clients can write.
@@ -71,7 +73,8 @@ pub struct Follower {
 impl Follower {
     /// Starts following. Needs a tokio runtime with several threads.
     pub fn start(follow: Follow, hostname: String, reconnect_delay: Duration, seed: u64) -> Self {
-        let upstream = Arc::new(Mutex::new(Upstream::new(hostname, reconnect_delay, seed)));
+        let upstream = Upstream::new(hostname, follow.may_lead, reconnect_delay, seed);
+        let upstream = Arc::new(Mutex::new(upstream));
         let (stop, stopped) = watch::channel(false);
         let epoch_start = Instant::now();
         let failure: Arc<Mutex<Option<String>>> = Arc::default();

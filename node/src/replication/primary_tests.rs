@@ -66,7 +66,8 @@ fn identity() -> Identity {
 }
 
 fn hello(node: u64, epoch: u64, cluster: &str) -> FromReplica {
-    FromReplica::Hello(Hello { node, epoch, cluster: cluster.into(), hostname: "r".into() })
+    let (cluster, hostname) = (cluster.into(), "r".into());
+    FromReplica::Hello(Hello { node, epoch, cluster, hostname, may_lead: true })
 }
 
 fn offer(name: &str, pos: Pos) -> Offer {

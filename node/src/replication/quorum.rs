@@ -6,8 +6,9 @@
 //!
 //! In mode `bounded` it answers [`Quorum::admit`]. In mode `sync` there is a *sync set* of so many
 //! replicas as are asked for. A transaction is confirmed when all of its members have it on disk;
-//! so each of them has everything that was ever acknowledged. Another set takes its place in this
-//! order, so that whoever reads the published set finds only replicas of which that is true:
+//! so each of them has everything that was ever acknowledged. Only those are members that may
+//! become primary: else nobody could take over. Another set takes its place in this order, so that
+//! whoever reads the published set finds only replicas of which that is true:
 //! ```text
 //! catching up  transactions are confirmed by the members of both sets; until those of the next
 //!              one have all that was acknowledged before
@@ -75,6 +76,8 @@ pub struct Joined<'a> {
     pub session: u64,
     /// The databases that it keeps; empty: all.
     pub filter: &'a HashSet<DbName>,
+    /// True if it may become primary.
+    pub may_lead: bool,
     /// How far it acknowledged each database.
     pub acks: &'a [Ack],
 }
@@ -109,6 +112,7 @@ pub struct Quorum {
 struct Replica {
     session: u64,
     online: bool,
+    may_lead: bool,
     filter: HashSet<DbName>,
     /// Until when it had everything: on disk in mode `sync`.
     lag: Lag,
@@ -208,6 +212,7 @@ impl Quorum {
         let mut replica = Replica {
             session: joined.session,
             online: true,
+            may_lead: joined.may_lead,
             filter: joined.filter.clone(),
             lag: Lag::default(),
             on_disk: matches!(self.mode, Mode::Sync(_)),
@@ -399,6 +404,7 @@ impl Quorum {
         let near = NEAR.max(settings.timeout / 2);
         let may = |node: &u64, replica: &Replica| {
             replica.online
+                && replica.may_lead
                 && !self.set.contains(node)
                 && replica.filter.is_empty()
                 && replica.lag.lag(now).is_some_and(|lag| lag <= near)

@@ -60,7 +60,7 @@ fn confirmed(actions: &[Action]) -> Vec<Ticket> {
 
 fn join(quorum: &mut Quorum, now: Duration, node: u64, acks: &[Ack], newest: &[(&str, u64)]) {
     let newest: Vec<_> = newest.iter().map(|(name, txid)| (db(name), pos(*txid))).collect();
-    let joined = Joined { node, session: node, filter: &HashSet::new(), acks };
+    let joined = Joined { node, session: node, filter: &HashSet::new(), may_lead: true, acks };
     quorum.handle_joined(now, &joined, &newest);
 }
 
@@ -265,7 +265,8 @@ fn it_returns_from_the_fallback_while_commits_go_on() {
 fn an_old_connection_of_a_node_counts_no_more() {
     let mut quorum = sync(1, OnTimeout::Wait);
     join(&mut quorum, ms(0), A, &[], &[]);
-    let joined = Joined { node: A, session: A + 1, filter: &HashSet::new(), acks: &[] };
+    let joined =
+        Joined { node: A, session: A + 1, filter: &HashSet::new(), may_lead: true, acks: &[] };
     quorum.handle_joined(ms(1), &joined, &[]);
     drain(&mut quorum, ms(1));
     quorum.handle_lost(ms(2), A, A);
@@ -280,10 +281,36 @@ fn an_old_connection_of_a_node_counts_no_more() {
 fn a_replica_of_some_databases_is_no_member() {
     let mut quorum = sync(1, OnTimeout::Wait);
     let filter = HashSet::from([db("a")]);
-    let joined =
-        Joined { node: A, session: 1, filter: &filter, acks: &[ack("a", 1, 1), ack("b", 0, 0)] };
+    let joined = Joined {
+        node: A,
+        session: 1,
+        filter: &filter,
+        may_lead: true,
+        acks: &[ack("a", 1, 1), ack("b", 0, 0)],
+    };
     quorum.handle_joined(ms(0), &joined, &[(db("a"), pos(1))]);
     assert!(publications(&drain(&mut quorum, ms(0))).is_empty());
+}
+
+/// After the primary's death nobody but a member may follow it.
+#[test]
+fn a_replica_that_may_never_lead_is_no_member_and_confirms_nothing() {
+    let mut quorum = sync(1, OnTimeout::Wait);
+    let nothing = HashSet::new();
+    let observer = |acks| Joined { node: A, session: A, filter: &nothing, may_lead: false, acks };
+    quorum.handle_joined(ms(0), &observer(&[ack("a", 1, 1)]), &[(db("a"), pos(1))]);
+    let ticket = quorum.handle_commit(ms(1), &db("a"), pos(2));
+    quorum.handle_acks(ms(2), A, A, &[ack("a", 2, 2)]);
+    assert_eq!(drain(&mut quorum, ms(2)), []);
+    join(&mut quorum, ms(3), B, &[ack("a", 2, 2)], &[("a", 2)]);
+    let actions = drain(&mut quorum, ms(3));
+    assert_eq!(publications(&actions), [BTreeSet::from([B])]);
+    assert_eq!(confirmed(&actions), [ticket]);
+    // Not in the place of one that is lost either.
+    quorum.handle_lost(ms(4), B, B);
+    quorum.handle_timeout(ms(100));
+    assert_eq!(drain(&mut quorum, ms(100)), []);
+    assert_eq!(quorum.sync_set(), &BTreeSet::from([B]));
 }
 
 #[test]
@@ -344,7 +371,8 @@ fn a_replica_without_a_database_does_not_bound_it() {
     let mut quorum = Quorum::bounded(Bounds { max_lag: Some(ms(500)), max_transactions: None });
     quorum.handle_term_began();
     let filter = HashSet::from([db("a")]);
-    let joined = Joined { node: A, session: 1, filter: &filter, acks: &[ack("a", 1, 1)] };
+    let joined =
+        Joined { node: A, session: 1, filter: &filter, may_lead: true, acks: &[ack("a", 1, 1)] };
     quorum.handle_joined(ms(0), &joined, &[(db("a"), pos(1)), (db("b"), pos(1))]);
     quorum.handle_commit(ms(1), &db("b"), pos(2));
     assert_eq!(quorum.admit(ms(5000), &db("a")), Ok(()));

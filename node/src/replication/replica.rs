@@ -106,6 +106,7 @@ struct Reoffer {
 pub struct Upstream {
     link: Link,
     hostname: String,
+    may_lead: bool,
     reconnect_delay: Duration,
     failures: u32,
     random: u64,
@@ -146,11 +147,13 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// A replica that may dial at once. `hostname` is this node's name, `seed` spreads the waits.
-    pub fn new(hostname: String, reconnect_delay: Duration, seed: u64) -> Self {
+    /// A replica that may dial at once. `hostname` is this node's name, `may_lead` tells whether it
+    /// may become primary, `seed` spreads the waits.
+    pub fn new(hostname: String, may_lead: bool, reconnect_delay: Duration, seed: u64) -> Self {
         Self {
             link: Link::Waiting { until: Duration::ZERO },
             hostname,
+            may_lead,
             reconnect_delay,
             failures: 0,
             random: seed,
@@ -431,6 +434,7 @@ impl Upstream {
                 epoch: local.epoch(),
                 cluster: local.cluster(),
                 hostname: self.hostname.clone(),
+                may_lead: self.may_lead,
             }));
         }
         if !matches!(self.link, Link::Live { .. }) {

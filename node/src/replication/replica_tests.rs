@@ -62,7 +62,7 @@ fn welcome(node: u64, epoch: u64, cluster: &str) -> FromPrimary {
 }
 
 fn upstream() -> Upstream {
-    Upstream::new("replica".into(), ms(1000), 42)
+    Upstream::new("replica".into(), true, ms(1000), 42)
 }
 
 fn live(local: &Fake) -> Upstream {
@@ -82,7 +82,7 @@ fn messages(up: &mut Upstream, at: u64, local: &Fake) -> Vec<FromReplica> {
 #[test]
 fn waits_double_up_to_a_bound_and_differ_between_replicas() {
     let waits = |seed| {
-        let mut up = Upstream::new("r".into(), ms(100), seed);
+        let mut up = Upstream::new("r".into(), true, ms(100), seed);
         let mut now = ms(0);
         (0..12)
             .map(|_| {
@@ -107,7 +107,7 @@ fn waits_double_up_to_a_bound_and_differ_between_replicas() {
 #[test]
 fn a_lasting_refusal_waits_long_and_success_forgets_failures() {
     let local = Fake::default();
-    let mut up = Upstream::new("r".into(), ms(10), 1);
+    let mut up = Upstream::new("r".into(), true, ms(10), 1);
     assert!(up.poll_dial(ms(0)));
     up.handle_closed(ms(0), Some(Reason::WrongCluster));
     assert!(up.poll_timeout() >= MAX_RECONNECT / 2);

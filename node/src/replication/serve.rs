@@ -498,16 +498,16 @@ impl Drive<'_> {
         let Some(confirmer) = self.term.confirmer.as_ref().filter(|_| self.joined.is_none()) else {
             return;
         };
-        let (node, filter, acks) = {
+        let (node, may_lead, filter, acks) = {
             let peer = self.session.peer.lock();
             let Some(hello) = peer.hello().filter(|_| peer.lag(self.now()).is_some()) else {
                 return;
             };
             let acks: Vec<Ack> = peer.acks().filter(|ack| peer.streams(&ack.db)).collect();
-            (hello.node, peer.filter().clone(), acks)
+            (hello.node, hello.may_lead, peer.filter().clone(), acks)
         };
         self.joined = Some(node);
-        let joined = Joined { node, session: self.number, filter: &filter, acks: &acks };
+        let joined = Joined { node, session: self.number, filter: &filter, may_lead, acks: &acks };
         confirmer.joined(&joined, || {
             let all = Store::databases(&self.term.store);
             all.iter().map(|db| (db.name().clone(), db.pos())).collect()

@@ -189,7 +189,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let replica = |i: usize| Replica {
             store: Store::default(),
-            upstream: Upstream::new(format!("r{i}"), ms(50), seed + i as u64),
+            upstream: Upstream::new(format!("r{i}"), true, ms(50), seed + i as u64),
             node: 10 + i as u64,
             link: 0,
             connected: false,
@@ -307,7 +307,7 @@ impl World {
         i: usize,
         act: impl FnOnce(&mut Upstream, &Replica, Duration) -> T,
     ) -> T {
-        let spare = Upstream::new(String::new(), ms(1), 0);
+        let spare = Upstream::new(String::new(), true, ms(1), 0);
         let mut upstream = std::mem::replace(&mut self.replicas[i].upstream, spare);
         let result = act(&mut upstream, &self.replicas[i], self.now);
         self.replicas[i].upstream = upstream;

@@ -9,7 +9,7 @@
 //! ```
 //! | type | from    | body                                                                    |
 //! |------|---------|-------------------------------------------------------------------------|
-//! | 1    | replica | Hello: magic `LTFS`, version u16, node u64, epoch u64, cluster name, hostname name |
+//! | 1    | replica | Hello: magic `LTFS`, version u16, node u64, epoch u64, cluster name, hostname name, leads u8 |
 //! | 2    | replica | Filter: u16 count, names. The databases that the replica keeps; none sent: all |
 //! | 3    | replica | Offers: u16 count, then (name, position, u8: 0 what follows, 1 a snapshot)      |
 //! | 4    | replica | Ready: empty. Every database of the replica has been offered            |
@@ -25,6 +25,8 @@
 //! | 70   | primary | Goodbye: reason u16, text name. The replica closes the connection       |
 //! | 71   | primary | NoTakeOver: text name. Why the replica does not get the role            |
 //! | 72   | primary | Sync: empty. Put what has been applied on disk, and acknowledge it      |
+//!
+//! `leads` is 1 if the replica may become primary, else 0.
 //!
 //! The order is Hello, Welcome, Filter*, Offers*, Ready, then anything. Offers may come again at
 //! any time: the replica has stopped that database's stream and wants it from there.
@@ -227,6 +229,8 @@ pub struct Hello {
     pub cluster: String,
     /// Its host's name, for people.
     pub hostname: String,
+    /// True if it may become primary once this one is gone.
+    pub may_lead: bool,
 }
 
 /// How a primary answers a [`Hello`].
@@ -420,6 +424,7 @@ impl FromReplica {
             Self::Hello(h) => frame(out, 1, |b| {
                 b.extend_from_slice(&MAGIC);
                 put_greeting(b, h.node, h.epoch, &h.cluster, &h.hostname);
+                b.push(u8::from(h.may_lead));
             }),
             Self::Filter(names) => list(out, 2, names, |b, n| put_text(b, n.as_str())),
             Self::Offers(offers) => list(out, 3, offers, |b, o| {
@@ -661,12 +666,15 @@ impl<'a> Reader<'a> {
 
     fn offer(&mut self) -> Result<Offer, WireError> {
         let (db, pos) = (self.name()?, self.pos("offered position")?);
-        let snapshot = match self.u8("offer flag")? {
-            0 => false,
-            1 => true,
-            _ => return Err(WireError::Invalid("offer flag")),
-        };
-        Ok(Offer { db, pos, snapshot })
+        Ok(Offer { db, pos, snapshot: self.flag("offer flag")? })
+    }
+
+    fn flag(&mut self, what: &'static str) -> Result<bool, WireError> {
+        match self.u8(what)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(WireError::Invalid(what)),
+        }
     }
 
     fn ack(&mut self) -> Result<Ack, WireError> {
@@ -686,6 +694,7 @@ impl<'a> Reader<'a> {
             epoch,
             cluster: self.text("cluster id")?,
             hostname: self.text("hostname")?,
+            may_lead: self.flag("candidate flag")?,
         })
     }
 

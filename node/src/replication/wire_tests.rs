@@ -37,6 +37,7 @@ fn replica_messages() -> Vec<FromReplica> {
             epoch: 3,
             cluster: "LFSC0123456789ABCDEF".into(),
             hostname: "höst".into(),
+            may_lead: false,
         }),
         FromReplica::Filter(vec![db("a.db"), db("b.db")]),
         FromReplica::Offers(vec![
@@ -201,7 +202,8 @@ fn reasons_keep_their_codes() {
 
 #[test]
 fn a_long_hostname_is_cut_at_a_character() {
-    let hello = Hello { node: 1, epoch: 1, cluster: String::new(), hostname: "ä".repeat(200) };
+    let (cluster, hostname) = (String::new(), "ä".repeat(200));
+    let hello = Hello { node: 1, epoch: 1, cluster, hostname, may_lead: true };
     let bytes = replica_frames(&FromReplica::Hello(hello));
     match FromReplica::decode(&bytes[4..]).unwrap() {
         FromReplica::Hello(h) => assert_eq!(h.hostname, "ä".repeat(127)),

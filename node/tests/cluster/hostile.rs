@@ -55,7 +55,8 @@ fn encoded(message: &FromReplica) -> Vec<u8> {
 }
 
 fn hello(cluster: &str) -> Vec<u8> {
-    let hello = Hello { node: 77, epoch: 0, cluster: cluster.into(), hostname: "evil".into() };
+    let (cluster, hostname) = (cluster.into(), "evil".into());
+    let hello = Hello { node: 77, epoch: 0, cluster, hostname, may_lead: true };
     encoded(&FromReplica::Hello(hello))
 }
 
