@@ -25,7 +25,7 @@ pub struct ConsulConfig {
     /// twice that time. 10 s (the default) to 24 h.
     pub ttl: Duration,
     /// How long Consul gives the key to nobody after its holder's session was lost, at most 60 s.
-    /// Default: 1 s; with `fast_failover` at least as long as the holder's write right.
+    /// Nothing depends on it: candidates wait by themselves. Default: 1 s.
     pub lock_delay: Duration,
     /// Replicas that have lost the primary take the lease before Consul's time is over. Default:
     /// true.
