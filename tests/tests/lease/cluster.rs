@@ -62,16 +62,20 @@ fn the_replicas_that_confirm_commits_are_known_in_consul_before_they_count() {
     let consul = Consul::start();
     let sync =
         SyncSettings { replicas: 1, timeout: Duration::from_secs(30), on_timeout: OnTimeout::Wait };
-    let node = || {
+    let node = |candidate| {
         let mut node = TestNode::new(&consul, |config| {
+            config.lease.candidate = candidate;
             config.replication = ReplicationMode::Sync(sync);
         });
         node.run();
         node
     };
-    let primary = node();
+    let primary = node(true);
     eventually("the first node is primary", || primary.is_primary());
-    let replica = node();
+    // It could not take over: what it confirmed would have to wait for the primary.
+    let observer = node(false);
+    wait_in_sync(&primary, [&observer]);
+    let replica = node(true);
     primary.execute("CREATE TABLE t (x)").unwrap();
     let term = consul.get(&format!("/v1/kv/{KEY}/term?raw"));
     let term: serde_json::Value = serde_json::from_str(&term).unwrap();
