@@ -370,6 +370,12 @@ impl Election {
         promotion
     }
 
+    /// True while this node may become primary because [`Election::handle_promote`] wanted it, or
+    /// is about to be.
+    pub fn is_promoting(&self) -> bool {
+        self.wish.is_some() || self.is_forced || self.own.is_some()
+    }
+
     /// A replica, or an operator for it, asks this primary for the lease.
     ///
     /// # Errors

@@ -165,6 +165,10 @@ impl Driver {
             let Some(action) = action else { break };
             self.act(now, action);
         }
+        if !self.machine.is_promoting() {
+            let why = "the primary did not hand over in time, or another node is primary by now";
+            answer_all(&mut self.promotions, &Err(why.to_owned()));
+        }
         let mut state = self.status.state.lock();
         state.role = self.machine.role();
         state.right_until = self.machine.right_until();
@@ -403,12 +407,18 @@ impl Driver {
             state.transitions += 1;
             state.epoch = *epoch;
         }
-        if *from == Role::HandingOver && *to == Role::Primary {
-            answer_all(&mut self.hand_overs, &Err(reason.clone()));
+        match (*from, *to) {
+            // The key is given back, or another node has it.
+            (Role::SteppingDown, to) if to != Role::SteppingDown => {
+                answer_all(&mut self.hand_overs, &Ok(()))
+            }
+            (Role::HandingOver, Role::Primary) | (_, Role::Replica) => {
+                answer_all(&mut self.hand_overs, &Err(reason.clone()));
+            }
+            _ => (),
         }
         if has_role(*from) && !has_role(*to) {
             self.shared.show(Shown::default());
-            answer_all(&mut self.hand_overs, &Ok(()));
             self.fail_sync_sets();
         }
         // Fails if nobody listens.

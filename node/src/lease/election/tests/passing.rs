@@ -199,8 +199,31 @@ fn a_node_that_is_to_be_primary_asks_the_one_it_follows() {
     assert_eq!(rig.actions(), []);
     rig.e.handle_take_over_refused(rig.now, "busy");
     assert!(std::iter::from_fn(|| rig.e.poll_transition()).any(|t| t.reason.contains("busy")));
+    assert!(!rig.e.is_promoting());
     assert_eq!(rig.pass(ms(20_000)).actions(), [], "no second time by itself");
     assert_eq!(Rig::primary().e.handle_promote(ms(100_000)), Ok(Promotion::Already));
+}
+
+#[test]
+fn a_promotion_that_does_not_come_is_given_up_or_ends_with_the_term_that_it_led_to() {
+    let promoting = || {
+        let mut rig = Rig::seeing(held(2, 8, 10));
+        rig.actions();
+        rig.e.handle_linked(rig.now, 8);
+        rig.e.handle_promote(rig.now).unwrap();
+        assert_eq!(rig.actions(), [Action::AskTakeOver]);
+        rig
+    };
+    let mut rig = promoting();
+    rig.pass(ms(9_999)).actions();
+    assert!(rig.e.is_promoting(), "the primary may still hand over");
+    rig.pass(ms(1)).actions();
+    assert!(!rig.e.is_promoting(), "who waits for it must be told");
+    let mut rig = promoting();
+    rig.see(released(11, Some(ME)));
+    rig.acquire().unwrap();
+    rig.e.handle_acquired(rig.now, Acquisition::Acquired { index: 12 });
+    assert!(rig.e.is_promoting(), "its term is about to begin");
 }
 
 #[test]
