@@ -204,6 +204,49 @@ fn good_requests_are_answered_as_litefs_answers_them() {
     assert_eq!(place.ask(0, "POST", "/import?name=app.db", &file).status, 200);
 }
 
+/// The names of all fields, but those of databases.
+fn fields(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                if !name.ends_with(".db") {
+                    found.push(name.clone());
+                }
+                fields(value, found);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| fields(value, found)),
+        _ => (),
+    }
+}
+
+#[test]
+fn every_field_and_metric_is_documented() {
+    let document = include_str!("../../docs/monitoring.md");
+    let mut names = Vec::new();
+    for mode in ["replication:\n  mode: bounded\n  max-lag: 10m\n", "replication:\n  mode: sync\n"]
+    {
+        let mut place = Place::start(mode);
+        place.run();
+        eventually("a replica has everything", || {
+            info(&place.urls[0]).unwrap().replicas.iter().any(|replica| replica.lag_ms.is_some())
+        });
+        place.import();
+        for node in [0, 1] {
+            fields(&place.ask(node, "GET", "/info", b"").json(), &mut names);
+            let metrics = place.ask(node, "GET", "/metrics", b"").text();
+            let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+            names.extend(types.map(|line| line.split(' ').next().unwrap().to_owned()));
+        }
+    }
+    assert!(names.len() > 100, "{names:?}");
+    let is_there = |name: &String| {
+        [format!("`{name}"), format!(".{name}`")].iter().any(|name| document.contains(name))
+    };
+    names.retain(|name| !is_there(name));
+    assert!(names.is_empty(), "not in docs/monitoring.md: {names:?}");
+}
+
 /// The lines of `/events`.
 struct Events {
     curl: Child,
