@@ -116,7 +116,7 @@ impl Answer {
 type Request = (usize, &'static str, &'static str, &'static [u8], u16, &'static str);
 
 /// What http/server.go of LiteFS answers, but where a text may say more.
-const REFUSED: [Request; 33] = [
+const REFUSED: [Request; 36] = [
     (0, "GET", "/nothing", b"", 404, "not found"),
     (0, "GET", "/info/", b"", 404, "not found"),
     (0, "POST", "/info", b"", 405, ""),
@@ -129,6 +129,9 @@ const REFUSED: [Request; 33] = [
     (0, "POST", "/events", b"", 405, ""),
     (0, "POST", "/metrics", b"", 405, ""),
     (0, "POST", "/health", b"", 405, ""),
+    (0, "POST", "/debug/vars", b"", 405, ""),
+    (0, "GET", "/debug/pprof/heap", b"", 404, "not found"),
+    (0, "POST", "/stream", b"", 404, "not found"),
     (0, "GET", "/export", b"", 400, "name required"),
     (0, "GET", "/export?name=none.db", b"", 404, "database not found"),
     (0, "GET", "/export?name=../node.json", b"", 400, "invalid database name"),

@@ -143,6 +143,11 @@ impl NodeView for Shared {
         Some(mount.and_then(|mount| mount.position(db)).map_or(newest, |pos| pos.txid))
     }
 
+    fn locks(&self, db: &DbName) -> Option<Vec<(&'static str, &'static str)>> {
+        let mount = self.mount.lock().clone();
+        mount.and_then(|mount| mount.locks(db))
+    }
+
     fn shown(&self) -> watch::Receiver<()> {
         self.shown.subscribe()
     }
