@@ -4,20 +4,21 @@
 #[path = "support/daemon.rs"]
 #[expect(dead_code, reason = "other tests need more of it")]
 mod daemon;
+#[path = "support/pair.rs"]
+mod pair;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use daemon::{Daemon, done, eventually, free_ports, info};
+use daemon::{Daemon, done, eventually, info};
 use litefs_vfs::rusqlite::Connection;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// A primary and, once it is started, its replica.
 struct Place {
-    dir: TempDir,
+    files: pair::Place,
     urls: [String; 2],
     daemons: Vec<Daemon>,
 }
@@ -25,21 +26,12 @@ struct Place {
 impl Place {
     /// Starts the primary, with more lines in the configurations of both.
     fn start(more: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let ports = free_ports();
-        let urls = ports.map(|port| format!("http://127.0.0.1:{port}"));
-        for (node, port) in ports.iter().enumerate() {
-            let text = format!(
-                "data:\n  dir: {}\nhttp:\n  addr: 127.0.0.1:{port}\nlease:\n  type: static\n  \
-                 hostname: primary.host\n  candidate: {}\n  advertise-url: {}\n  \
-                 reconnect-delay: 50ms\n{more}",
-                dir.path().join(format!("data{node}")).display(),
-                node == 0,
-                urls[0],
-            );
-            fs::write(dir.path().join(format!("node{node}.yml")), text).unwrap();
+        let files = pair::Place::new();
+        for node in [0, 1] {
+            files.config(node, &format!("  hostname: primary.host\n{more}"));
         }
-        let mut place = Self { dir, urls, daemons: Vec::new() };
+        let urls = [0, 1].map(|node| files.url(node));
+        let mut place = Self { files, urls, daemons: Vec::new() };
         place.run();
         place
     }
@@ -53,7 +45,7 @@ impl Place {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.files.path(name)
     }
 
     /// A plain SQLite file.

@@ -4,17 +4,19 @@
 #[path = "support/daemon.rs"]
 #[expect(dead_code, reason = "other tests need more of it")]
 mod daemon;
+#[path = "support/pair.rs"]
+mod pair;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use daemon::{Daemon, done, eventually, free_ports, info, proxy_addr};
+use daemon::{Daemon, done, eventually, info, proxy_addr};
+use litefs_node::http::Info;
 use litefs_vfs::rusqlite::Connection;
-use tempfile::TempDir;
 
 /// An application that answers with its name and the request's head.
 fn application(name: &'static str) -> u16 {
@@ -36,56 +38,51 @@ fn application(name: &'static str) -> u16 {
 
 /// A primary and its replica, each with a proxy before an application: `app0`, `app1`.
 struct Place {
-    dir: TempDir,
-    urls: [String; 2],
+    files: pair::Place,
     proxies: Vec<String>,
     daemons: Vec<Daemon>,
 }
 
 impl Place {
     fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let ports = free_ports();
-        let urls = ports.map(|port| format!("http://127.0.0.1:{port}"));
+        let files = pair::Place::new();
         for (node, name) in ["app0", "app1"].into_iter().enumerate() {
-            let text = format!(
-                "data:\n  dir: {}\nhttp:\n  addr: 127.0.0.1:{}\nlease:\n  type: static\n  \
-                 hostname: primary.host\n  candidate: {}\n  advertise-url: {}\n  \
-                 reconnect-delay: 50ms\nproxy:\n  addr: 127.0.0.1:0\n  target: 127.0.0.1:{}\n  \
-                 db: app.db\n  passthrough: [\"*.css\"]\n  always-forward: [\"/admin/*\"]\n  \
-                 max-lag: 1s\n  primary-redirect-timeout: 300ms\n",
-                dir.path().join(format!("data{node}")).display(),
-                ports[node],
-                node == 0,
-                urls[0],
+            let proxy = format!(
+                "  hostname: primary.host\nproxy:\n  addr: 127.0.0.1:0\n  target: \
+                 127.0.0.1:{}\n  db: app.db\n  passthrough: [\"*.css\"]\n  always-forward: \
+                 [\"/admin/*\"]\n  max-lag: 1s\n  primary-redirect-timeout: 300ms\n",
                 application(name),
             );
-            fs::write(dir.path().join(format!("node{node}.yml")), text).unwrap();
+            files.config(node, &proxy);
         }
-        let mut place = Self { dir, urls, proxies: Vec::new(), daemons: Vec::new() };
+        let mut place = Self { files, proxies: Vec::new(), daemons: Vec::new() };
         place.run(0);
         place.run(1);
         place
     }
 
     fn config(&self, node: usize) -> PathBuf {
-        self.dir.path().join(format!("node{node}.yml"))
+        self.files.path(&format!("node{node}.yml"))
+    }
+
+    fn info(&self, node: usize) -> Option<Info> {
+        info(&self.files.url(node))
     }
 
     fn run(&mut self, node: usize) {
         let mut daemon = Daemon::spawn(&self.config(node));
-        daemon.wait(|| info(&self.urls[node]).is_some_and(|info| info.role != "disconnected"));
+        daemon.wait(|| self.info(node).is_some_and(|info| info.role != "disconnected"));
         self.proxies.insert(node, proxy_addr(&daemon));
         self.daemons.insert(node, daemon);
     }
 
     /// Commits a transaction; returns its cookie, once the replica has it.
     fn commit(&self) -> String {
-        let path = self.dir.path().join("rows.db");
+        let (path, url) = (self.files.path("rows.db"), self.files.url(0));
         let sql = "CREATE TABLE IF NOT EXISTS t (x); INSERT INTO t VALUES (1)";
         Connection::open(&path).unwrap().execute_batch(sql).unwrap();
-        done(&["import", "--url", &self.urls[0], "--name", "app.db", path.to_str().unwrap()]);
-        let position = |node: usize| info(&self.urls[node])?.databases.get("app.db").cloned();
+        done(&["import", "--url", &url, "--name", "app.db", path.to_str().unwrap()]);
+        let position = |node: usize| self.info(node)?.databases.get("app.db").cloned();
         let wanted = position(0).unwrap().position;
         eventually("the replica has it", || position(1).is_some_and(|db| db.position == wanted));
         format!("__txid={}", wanted.split('/').next().unwrap())
@@ -169,7 +166,7 @@ fn without_a_primary_writes_are_refused_and_reads_go_on() {
     assert!(answer.starts_with("http/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
 
     place.daemons.remove(0).kill();
-    eventually("the replica notices", || info(&place.urls[1]).unwrap().role == "disconnected");
+    eventually("the replica notices", || place.info(1).unwrap().role == "disconnected");
     let began = Instant::now();
     let answer = place.ask(1, "POST", "/", "");
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
