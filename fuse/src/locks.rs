@@ -57,6 +57,21 @@ pub(crate) mod bytes {
     pub(crate) const HALT: u64 = 72;
 }
 
+/// SQLite's locks by LiteFS's names: in the main file, then in the shm.
+pub(crate) const MAIN_LOCKS: [(&str, u64); 3] =
+    [("pending", bytes::PENDING), ("shared", bytes::SHARED.start), ("reserved", bytes::RESERVED)];
+pub(crate) const SHM_LOCKS: [(&str, u64); 9] = [
+    ("write", bytes::WRITE),
+    ("ckpt", bytes::CKPT),
+    ("recover", 122),
+    ("read0", 123),
+    ("read1", 124),
+    ("read2", 125),
+    ("read3", 126),
+    ("read4", 127),
+    ("dms", bytes::DMS),
+];
+
 impl Range {
     /// One byte.
     pub(crate) const fn byte(byte: u64) -> Self {
@@ -138,6 +153,15 @@ impl LockTable {
     /// Who holds a byte: exclusively for `Write`, in any way for `Read` (the first of them).
     pub(crate) fn holder(&self, byte: u64, kind: LockKind) -> Option<Owner> {
         self.overlapping(Range::byte(byte)).find(|lock| lock.gives(kind)).map(|lock| lock.owner)
+    }
+
+    /// How a byte is held by anybody, in LiteFS's words.
+    pub(crate) fn state(&self, byte: u64) -> &'static str {
+        match (self.holder(byte, LockKind::Write), self.holder(byte, LockKind::Read)) {
+            (Some(_), _) => "exclusive",
+            (None, Some(_)) => "shared",
+            (None, None) => "unlocked",
+        }
     }
 
     /// True if this owner holds a byte: exclusively for `Write`, in any way for `Read`.

@@ -143,6 +143,13 @@ impl View {
         let mounted = self.0.upgrade()?.mounted.read().get(db).cloned()?;
         Some(mounted.shown_position())
     }
+
+    /// The locks that clients hold on a database, by LiteFS's names (`pending`, `write`, `read0`
+    /// and so on): `unlocked`, `shared` or `exclusive`. `None` as above. May wait for the disk.
+    pub fn locks(&self, db: &DbName) -> Option<Vec<(&'static str, &'static str)>> {
+        let mounted = self.0.upgrade()?.mounted.read().get(db).cloned()?;
+        Some(mounted.lock_states())
+    }
 }
 
 /// A session that is being served.

@@ -4,20 +4,21 @@
 #[path = "support/daemon.rs"]
 #[expect(dead_code, reason = "other tests need more of it")]
 mod daemon;
+#[path = "support/pair.rs"]
+mod pair;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use daemon::{Daemon, done, eventually, free_ports, info};
+use daemon::{Daemon, done, eventually, info};
 use litefs_vfs::rusqlite::Connection;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// A primary and, once it is started, its replica.
 struct Place {
-    dir: TempDir,
+    files: pair::Place,
     urls: [String; 2],
     daemons: Vec<Daemon>,
 }
@@ -25,21 +26,12 @@ struct Place {
 impl Place {
     /// Starts the primary, with more lines in the configurations of both.
     fn start(more: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let ports = free_ports();
-        let urls = ports.map(|port| format!("http://127.0.0.1:{port}"));
-        for (node, port) in ports.iter().enumerate() {
-            let text = format!(
-                "data:\n  dir: {}\nhttp:\n  addr: 127.0.0.1:{port}\nlease:\n  type: static\n  \
-                 hostname: primary.host\n  candidate: {}\n  advertise-url: {}\n  \
-                 reconnect-delay: 50ms\n{more}",
-                dir.path().join(format!("data{node}")).display(),
-                node == 0,
-                urls[0],
-            );
-            fs::write(dir.path().join(format!("node{node}.yml")), text).unwrap();
+        let files = pair::Place::new();
+        for node in [0, 1] {
+            files.config(node, &format!("  hostname: primary.host\n{more}"));
         }
-        let mut place = Self { dir, urls, daemons: Vec::new() };
+        let urls = [0, 1].map(|node| files.url(node));
+        let mut place = Self { files, urls, daemons: Vec::new() };
         place.run();
         place
     }
@@ -53,7 +45,7 @@ impl Place {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.files.path(name)
     }
 
     /// A plain SQLite file.
@@ -116,7 +108,7 @@ impl Answer {
 type Request = (usize, &'static str, &'static str, &'static [u8], u16, &'static str);
 
 /// What http/server.go of LiteFS answers, but where a text may say more.
-const REFUSED: [Request; 33] = [
+const REFUSED: [Request; 36] = [
     (0, "GET", "/nothing", b"", 404, "not found"),
     (0, "GET", "/info/", b"", 404, "not found"),
     (0, "POST", "/info", b"", 405, ""),
@@ -129,6 +121,9 @@ const REFUSED: [Request; 33] = [
     (0, "POST", "/events", b"", 405, ""),
     (0, "POST", "/metrics", b"", 405, ""),
     (0, "POST", "/health", b"", 405, ""),
+    (0, "POST", "/debug/vars", b"", 405, ""),
+    (0, "GET", "/debug/pprof/heap", b"", 404, "not found"),
+    (0, "POST", "/stream", b"", 404, "not found"),
     (0, "GET", "/export", b"", 400, "name required"),
     (0, "GET", "/export?name=none.db", b"", 404, "database not found"),
     (0, "GET", "/export?name=../node.json", b"", 400, "invalid database name"),
@@ -202,6 +197,49 @@ fn good_requests_are_answered_as_litefs_answers_them() {
     assert_eq!(place.ask(0, "DELETE", "/halt?name=app.db&id=8", b"").status, 200);
     assert_eq!(place.ask(0, "DELETE", "/halt?name=app.db&id=-7", b"").status, 200);
     assert_eq!(place.ask(0, "POST", "/import?name=app.db", &file).status, 200);
+}
+
+/// The names of all fields, but those of databases.
+fn fields(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(object) => {
+            for (name, value) in object {
+                if !name.ends_with(".db") {
+                    found.push(name.clone());
+                }
+                fields(value, found);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| fields(value, found)),
+        _ => (),
+    }
+}
+
+#[test]
+fn every_field_and_metric_is_documented() {
+    let document = include_str!("../../docs/monitoring.md");
+    let mut names = Vec::new();
+    for mode in ["replication:\n  mode: bounded\n  max-lag: 10m\n", "replication:\n  mode: sync\n"]
+    {
+        let mut place = Place::start(mode);
+        place.run();
+        eventually("a replica has everything", || {
+            info(&place.urls[0]).unwrap().replicas.iter().any(|replica| replica.lag_ms.is_some())
+        });
+        place.import();
+        for node in [0, 1] {
+            fields(&place.ask(node, "GET", "/info", b"").json(), &mut names);
+            let metrics = place.ask(node, "GET", "/metrics", b"").text();
+            let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+            names.extend(types.map(|line| line.split(' ').next().unwrap().to_owned()));
+        }
+    }
+    assert!(names.len() > 100, "{names:?}");
+    let is_there = |name: &String| {
+        [format!("`{name}"), format!(".{name}`")].iter().any(|name| document.contains(name))
+    };
+    names.retain(|name| !is_there(name));
+    assert!(names.is_empty(), "not in docs/monitoring.md: {names:?}");
 }
 
 /// The lines of `/events`.

@@ -91,6 +91,30 @@ fn the_nodes_exit_code_is_its_programs() {
     assert!(error_of(&output).contains("ERROR: cannot start /no/such/program: "));
 }
 
+/// A program elsewhere asks the node where its data is.
+#[test]
+fn a_data_directory_that_is_named_from_here_is_found_from_elsewhere() {
+    let place = Place::new();
+    let config = place.config(0, "");
+    let text = fs::read_to_string(&config).unwrap();
+    let absolute = place.path("data0").display().to_string();
+    fs::write(&config, text.replace(&absolute, "data0")).unwrap();
+    let script = format!("cd / && $LITEFS ltx list --diverged --url {} >&2", place.url(0));
+    let output = place.mount(&config, &script);
+    assert_eq!(output.status.code(), Some(0), "{}", error_of(&output));
+    assert!(place.path("data0/node.json").exists());
+}
+
+/// A reader that has seen enough, as `head`, is no error.
+#[test]
+fn what_is_printed_for_nobody_is_no_failure() {
+    for args in ["config example", "completions bash", "completions zsh", "help", "version"] {
+        let script = format!("{{ sleep 0.2; \"$0\" {args}; echo $? >&2; }} | true");
+        let output = Command::new("sh").args(["-c", &script, BINARY]).output().unwrap();
+        assert_eq!(error_of(&output), "0\n", "{args}");
+    }
+}
+
 /// The program still finds its node when it is told to end, and is gone when the node is.
 #[test]
 fn a_signal_ends_the_program_first_and_then_the_node() {

@@ -19,7 +19,7 @@ use litefs_store::ErrorKind;
 use super::main_file::Extent;
 use super::{LockReply, MountedDb, Part, Result};
 use crate::errno;
-use crate::locks::{Lock, LockKind, LockTable, Owner, Range, bytes};
+use crate::locks::{Lock, LockKind, LockTable, MAIN_LOCKS, Owner, Range, SHM_LOCKS, bytes};
 
 /// How long requests may be parked at first, until readers of the old state are done.
 pub(super) const FIRST_PATIENCE: Duration = Duration::from_millis(20);
@@ -80,6 +80,13 @@ impl std::fmt::Debug for Parked {
 const MAIN: Range = Range { start: bytes::PENDING, end: bytes::SHARED.end };
 
 impl Access {
+    /// SQLite's locks by LiteFS's names: `unlocked`, `shared` or `exclusive`.
+    pub(crate) fn states(&self) -> Vec<(&'static str, &'static str)> {
+        let main = MAIN_LOCKS.iter().map(|&(name, byte)| (name, self.main.state(byte)));
+        let shm = SHM_LOCKS.iter().map(|&(name, byte)| (name, self.shm.state(byte)));
+        main.chain(shm).collect()
+    }
+
     pub(crate) fn table(&self, part: Part) -> Option<&LockTable> {
         match part {
             Part::Main => Some(&self.main),

@@ -161,6 +161,11 @@ impl MountedDb {
         self.database.name()
     }
 
+    /// See [`Access::states`].
+    pub(crate) fn lock_states(&self) -> Vec<(&'static str, &'static str)> {
+        self.access.lock().states()
+    }
+
     pub(crate) fn inode(&self, part: Part) -> u64 {
         match part {
             Part::Main => self.inodes.main,

@@ -35,18 +35,18 @@ pub(super) fn run(command: &CertsCommand) -> CliResult {
     match command {
         CertsCommand::Init { dir, cluster } => {
             let (cert, key) = tls::init_cluster(dir, cluster)?;
-            println!("wrote {} (copy it to every node)", cert.display());
-            println!("wrote {} (keep it secret; nodes do not need it)", key.display());
-            println!("next: litefs-node certs issue --dir {} NODE", dir.display());
+            say!("wrote {} (copy it to every node)", cert.display());
+            say!("wrote {} (keep it secret; nodes do not need it)", key.display());
+            say!("next: litefs-node certs issue --dir {} NODE", dir.display());
         }
         CertsCommand::Issue { dir, out, node } => {
             let (cert, key) = tls::issue_node(dir, node, out.as_ref().unwrap_or(dir))?;
-            println!("wrote {} and {}", cert.display(), key.display());
-            println!("in this node's config, with the paths on its host:");
-            println!("  tls:");
-            println!("    ca: {}", dir.join("ca.crt").display());
-            println!("    cert: {}", cert.display());
-            println!("    key: {}", key.display());
+            say!("wrote {} and {}", cert.display(), key.display());
+            say!("in this node's config, with the paths on its host:");
+            say!("  tls:");
+            say!("    ca: {}", dir.join("ca.crt").display());
+            say!("    cert: {}", cert.display());
+            say!("    key: {}", key.display());
         }
     }
     Ok(())

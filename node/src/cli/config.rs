@@ -28,7 +28,7 @@ pub(super) fn run(command: &ConfigCommand) -> CliResult {
     match command {
         ConfigCommand::Check(args) => check(args),
         ConfigCommand::Example => {
-            print!("{}", Config::EXAMPLE);
+            say!("{}", Config::EXAMPLE.trim_end());
             Ok(())
         }
     }
@@ -38,8 +38,8 @@ fn check(args: &CheckArgs) -> CliResult {
     let path = args.file.clone().map_or_else(Config::find_file, Ok)?;
     let config = Config::from_file_with(&path, !args.no_expand_env)?;
     for notice in &config.notices {
-        println!("{}: note: {notice}", path.display());
+        say!("{}: note: {notice}", path.display());
     }
-    println!("{}: ok", path.display());
+    say!("{}: ok", path.display());
     Ok(())
 }

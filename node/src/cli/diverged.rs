@@ -130,10 +130,10 @@ pub(super) fn extract(place: &Place, name: &str, out: Option<&Path>) -> CliResul
     }
     put_in_place(file, &out)
         .map_err(CliError::during(format!("cannot write {}", out.display())))?;
-    println!("wrote {} as it was at {} to {}", kept.db, kept.newest, out.display());
+    say!("wrote {} as it was at {} to {}", kept.db, kept.newest, out.display());
     if let Some(count) = kept.transactions() {
         let dir = kept.path.display();
-        println!("the last {count} transactions of it are also in {dir}, as .ltx files");
+        say!("the last {count} transactions of it are also in {dir}, as .ltx files");
     }
     Ok(())
 }
@@ -179,6 +179,6 @@ fn write_database(record: &Path, file: &mut (impl Write + Seek)) -> Result<u32, 
 pub(super) fn forget(place: &Place, name: &str) -> CliResult {
     let kept = place.find(name)?;
     kept.forget(&OsStorage)?;
-    println!("removed {}", kept.id());
+    say!("removed {}", kept.id());
     Ok(())
 }

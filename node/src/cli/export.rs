@@ -38,7 +38,7 @@ pub(super) fn run(args: &ExportArgs) -> CliResult {
     let bytes = file.as_file().metadata()?.len();
     put_in_place(file, &args.path)
         .map_err(CliError::during(format!("cannot write {}", args.path.display())))?;
-    println!("exported {name} to {} ({bytes} bytes)", args.path.display());
+    say!("exported {name} to {} ({bytes} bytes)", args.path.display());
     Ok(())
 }
 

@@ -63,7 +63,7 @@ fn import_file(data_dir: Option<&Path>, node: &NodeArgs, path: &Path, name: &DbN
         None => upload(&node.client()?, name.as_str(), source, len)?,
     }
     bar.finish_and_clear();
-    println!("imported {} as {name} ({len} bytes)", path.display());
+    say!("imported {} as {name} ({len} bytes)", path.display());
     Ok(())
 }
 

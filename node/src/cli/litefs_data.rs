@@ -64,18 +64,15 @@ pub(super) fn run(from: &Path, to: &Path, only: Option<&DbName>) -> CliResult {
     check_target(from, to)?;
     let store = Store::open(to)?;
     adopt_cluster(&store, data.cluster.as_deref())?;
-    println!(
-        "cluster   {}",
-        data.cluster.as_deref().unwrap_or("none: a new id at the first start")
-    );
+    say!("cluster   {}", data.cluster.as_deref().unwrap_or("none: a new id at the first start"));
     for name in &data.names {
         let outcome = data.take_over(&store, name).map_err(|error| {
             CliError::new(format!("{name}: {}; what is above is done, run this again", error.0))
         })?;
-        println!("{name:9} {outcome}");
+        say!("{name:9} {outcome}");
     }
     store.close()?;
-    println!("{} is as it was", from.display());
+    say!("{} is as it was", from.display());
     Ok(())
 }
 

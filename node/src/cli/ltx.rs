@@ -117,7 +117,7 @@ fn extract_log(dir: &Path, name: &str, range: RangeInclusive<Txid>, out: &Path) 
         .map_err(CliError::during(format!("cannot create {}", out.display())))?;
     each_record(dir, name, written)?;
     File::open(out)?.sync_all()?;
-    println!("wrote {count} files to {}", out.display());
+    say!("wrote {count} files to {}", out.display());
     Ok(())
 }
 
@@ -155,14 +155,14 @@ fn verify_all(input: &Input) -> CliResult {
     each(input, |name, _, result| match result {
         Ok(_) => good += 1,
         Err(e) => {
-            println!("{name}: {e}");
+            say!("{name}: {e}");
             bad += 1;
         }
     })?;
     if bad > 0 {
         return Err(CliError::new(format!("{good} ok, {bad} invalid")));
     }
-    println!("ok");
+    say!("ok");
     Ok(())
 }
 

@@ -3,6 +3,14 @@
 //! Exit codes: 0 done, 1 failed (`ERROR: …` on stderr), 2 wrong usage or configuration; `mount` and
 //! `run` end with the code of the program that they started.
 
+/// Prints a line. That can only fail when nobody listens (`| head`), which is no failure.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod certs;
 mod client;
 mod config;
@@ -164,7 +172,7 @@ fn execute(command: Command) -> Result<u8, CliError> {
         Command::Man(args) => shell::man(&args),
         Command::Demo => Ok(crate::demo::run(&mut std::io::stdout())?),
         Command::Version => {
-            println!("litefs-node {}", env!("CARGO_PKG_VERSION"));
+            say!("litefs-node {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
     }

@@ -16,6 +16,6 @@ pub(super) struct PromoteArgs {
 pub(super) fn run(args: &PromoteArgs) -> CliResult {
     let client = args.node.client()?;
     client.block_on(client.send("POST", "/promote", None, Empty::<Bytes>::new()))?;
-    println!("{} is the primary", client.url());
+    say!("{} is the primary", client.url());
     Ok(())
 }

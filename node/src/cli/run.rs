@@ -55,7 +55,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, CliError> {
         }
     };
     if args.if_candidate && !info(&args.node.client()?)?.candidate {
-        println!("node is not a candidate, skipping execution");
+        say!("node is not a candidate, skipping execution");
         return Ok(0);
     }
     if args.promote {

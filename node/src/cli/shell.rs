@@ -1,6 +1,5 @@
 //! `completions` and `man`: what a package installs beside the program.
 
-use std::io;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory};
@@ -21,7 +20,9 @@ pub(super) struct ManArgs {
 }
 
 pub(super) fn completions(args: &CompletionsArgs) -> CliResult {
-    clap_complete::generate(args.shell, &mut Cli::command(), "litefs-node", &mut io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "litefs-node", &mut script);
+    say!("{}", String::from_utf8_lossy(&script).trim_end());
     Ok(())
 }
 

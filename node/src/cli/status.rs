@@ -38,10 +38,10 @@ pub(super) fn run(args: &StatusArgs) -> CliResult {
     }
     let text = ask(&client)?;
     if args.json {
-        println!("{}", text.trim_end());
+        say!("{}", text.trim_end());
         return Ok(());
     }
-    print!("{}", render(&parse(&text, client.url())?, None));
+    say!("{}", render(&parse(&text, client.url())?, None).trim_end());
     Ok(())
 }
 

@@ -469,11 +469,27 @@ fn check<T>(
 
 /// A YAML error in words; an unknown key is answered with the closest known one.
 fn explain(error: &Error) -> String {
-    let Error::SerdeUnknownField { field, expected, .. } = error else {
-        // The location is given by the caller already.
-        let text = error.to_string();
-        return text.split(" at line ").next().unwrap_or(&text).to_owned();
-    };
+    match error {
+        Error::SerdeUnknownField { field, expected, .. } => unknown_key(field, expected),
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("the key {key:?} is there twice")
+        }
+        Error::InvalidScalar { ty: "boolean", .. } => "neither true nor false".to_owned(),
+        Error::InvalidScalar { ty, .. } if ty.starts_with(['u', 'i']) => {
+            "not a whole number".to_owned()
+        }
+        Error::Unexpected { expected, .. } if expected.contains("sequence") => {
+            "a list is needed here, such as [a, b]".to_owned()
+        }
+        _ => {
+            // The location is given by the caller already.
+            let text = error.to_string();
+            text.split(" at line ").next().unwrap_or(&text).to_owned()
+        }
+    }
+}
+
+fn unknown_key(field: &str, expected: &[&str]) -> String {
     let closest = expected
         .iter()
         .map(|known| (distance(field, known), known))

@@ -57,6 +57,8 @@ impl Health {
         } else {
             ("replica", behind(lag, max_lag))
         };
+        let unmounted = (!view.is_mounted()).then(|| "fuse.dir is not mounted".to_owned());
+        let reason = unmounted.or(reason);
         let lag_ms = lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX));
         Self { live: true, ready: reason.is_none(), role: name, lag_ms, reason }
     }

@@ -1,7 +1,7 @@
 //! `GET /info`: LiteFS's fields, and the state of the node and its databases.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use litefs_ltx::format_timestamp;
@@ -208,7 +208,8 @@ impl Info {
             cluster_id: store.cluster_id(),
             is_primary: role.is_primary,
             candidate: view.candidate(),
-            path: store.dir().display().to_string(),
+            // Who asks is somewhere else.
+            path: absolute(store.dir()).display().to_string(),
             primary: PrimaryName { hostname: role.primary_hostname.unwrap_or_default() },
             node_id: format!("{:016X}", store.node_id()),
             role: role_name.to_owned(),
@@ -245,6 +246,10 @@ impl From<ConfirmStatus> for ReplicationInfo {
             waiting: status.waiting,
         }
     }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn millis(time: Duration) -> u64 {

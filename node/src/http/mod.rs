@@ -1,5 +1,6 @@
 //! The HTTP API: LiteFS's `/info`, `/export`, `/import`, `/promote`, `/handoff`, `/halt`, `/tx`,
 //! `/events` and `/metrics`. Beside them `/events/recent`, and a status page at `/`.
+//! LiteFS's `/debug/vars` is for this host alone.
 //!
 //! Every response carries `Litefs-Id` and, once known, `Litefs-Cluster-Id`. Who may ask what is in
 //! `access.rs`. Requests that a browser makes for a foreign page are refused: no `Origin` may be
@@ -9,6 +10,7 @@
 //! a fixed number of exports and imports at once (`transfer.rs`).
 
 mod access;
+mod debug;
 mod events;
 mod halt;
 mod health;
@@ -164,6 +166,7 @@ fn router(api: Api) -> Router {
         .route("/events", get(get_events))
         .route("/events/recent", get(get_recent_events))
         .route("/metrics", get(get_metrics))
+        .route("/debug/vars", get(debug::vars))
         .route("/health", get(health::all))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))

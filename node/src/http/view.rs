@@ -32,6 +32,15 @@ pub trait NodeView: Send + Sync + 'static {
     fn shown(&self) -> watch::Receiver<()> {
         watch::Sender::new(()).subscribe()
     }
+    /// True if the mount that the configuration asks for is there, or none is asked for.
+    fn is_mounted(&self) -> bool {
+        true
+    }
+    /// SQLite's locks of a database on the mount, by name; `None` if nobody uses it there. May wait
+    /// for the disk, unlike the others.
+    fn locks(&self, _db: &DbName) -> Option<Vec<(&'static str, &'static str)>> {
+        None
+    }
     /// The replicas connected to this node, in any order.
     fn replicas(&self) -> Vec<ReplicaStatus>;
     /// What the lease says of its part.

@@ -143,6 +143,15 @@ impl NodeView for Shared {
         Some(mount.and_then(|mount| mount.position(db)).map_or(newest, |pos| pos.txid))
     }
 
+    fn is_mounted(&self) -> bool {
+        self.config.fuse.dir.is_none() || self.mount.lock().is_some()
+    }
+
+    fn locks(&self, db: &DbName) -> Option<Vec<(&'static str, &'static str)>> {
+        let mount = self.mount.lock().clone();
+        mount.and_then(|mount| mount.locks(db))
+    }
+
     fn shown(&self) -> watch::Receiver<()> {
         self.shown.subscribe()
     }

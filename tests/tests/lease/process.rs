@@ -136,3 +136,33 @@ fn promote_on_the_command_line_moves_the_role_or_says_why_not() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("no node answers"), "{text}");
 }
+
+/// `lease.promote` takes the role over, and `POST /handoff` gives it to the node that is named.
+#[test]
+fn a_node_that_is_to_be_promoted_takes_the_role_and_hands_it_to_who_is_named() {
+    let (consul, dir) = (Consul::start(), tempfile::tempdir().unwrap());
+    let node = TestNode::start(&consul);
+    eventually("the first node is primary", || node.is_primary());
+    node.execute("CREATE TABLE t (x); INSERT INTO t VALUES (0)").unwrap();
+    let setup = Setup::new(&consul, dir.path());
+    let text = fs::read_to_string(&setup.config).unwrap();
+    let text = text.replace("  type: consul\n", "  type: consul\n  promote: true\n");
+    fs::write(&setup.config, text).unwrap();
+    let mut daemon = Daemon::spawn(&setup.config);
+    daemon.wait(|| info(&setup.url).is_some_and(|info| info.is_primary));
+    eventually("the other one follows", || !node.is_primary() && node.lag().is_some());
+    let position = node.position("db").unwrap().to_string();
+    assert_eq!(info(&setup.url).unwrap().databases["db"].position, position);
+
+    let hand_off = |id: String| {
+        let url = format!("{}/handoff?nodeID={id}", setup.url);
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST", &url]);
+        String::from_utf8(curl.output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(hand_off("00000000000000AB".to_owned()), "500", "nobody has that id");
+    assert!(info(&setup.url).unwrap().is_primary);
+    assert_eq!(hand_off(format!("{:016X}", node.store().node_id())), "200");
+    eventually("it has taken the role", || node.is_primary());
+    node.execute("INSERT INTO t VALUES (1)").unwrap();
+}

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use litefs_fuse::{Cluster, Lag, Mount, MountOptions};
+use litefs_node::{Config, Node};
 use litefs_store::{DbName, Options, RemoteError, Store};
 use litefs_vfs::rusqlite::Connection;
 use tempfile::TempDir;
 
 use crate::daemon::eventually;
 use crate::place::is_plain;
-use crate::shell::{Session, sql, sql_error};
+use crate::shell::{Session, printed, sql, sql_error};
 
 const SETUP: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, x); INSERT INTO t(x) VALUES (1)";
 const MODES: [&str; 4] = ["delete", "truncate", "persist", "wal"];
@@ -204,4 +205,26 @@ fn without_passthrough_clients_of_a_wal_share_it_and_die_without_harm() {
             watcher.say("PRAGMA wal_checkpoint(TRUNCATE)");
         }
     }
+}
+
+/// Programs that wait for the node would write into the directory below the mount.
+#[test]
+fn a_node_is_not_ready_before_its_mount_is_there() {
+    if is_plain() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::new(dir.path().join("data")).listen("127.0.0.1:0".parse().unwrap());
+    config.fuse.dir = Some(dir.path().join("mnt"));
+    let node = Node::start(config).unwrap();
+    let ready = || {
+        let url = format!("http://{}/health/ready", node.addr());
+        printed(std::process::Command::new("curl").args(["-sS", "-w", "%{http_code}", &url]))
+    };
+    eventually("the mount is all that is missing", || ready().contains("fuse.dir is not mounted"));
+    assert!(ready().ends_with("503"));
+    let mount = node.mount().unwrap();
+    assert!(ready().ends_with("200"));
+    drop(mount);
+    node.shutdown().unwrap();
 }

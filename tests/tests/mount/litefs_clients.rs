@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::npm::{express_example, put};
 use crate::place::{Place, is_plain};
-use crate::shell::{printed, python, sql};
+use crate::shell::{Session, printed, python, sql};
 
 #[test]
 fn the_npm_package_litefs_js_works_on_primary_and_replica() {
@@ -64,4 +64,34 @@ fn run_keeps_the_halt_lock_open_for_its_program() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("cannot open") && error.contains("b.db-lock"), "{error}");
+}
+
+/// LiteFS's `/debug/vars`.
+#[test]
+fn the_debug_variables_show_who_holds_which_lock() {
+    if is_plain() {
+        return;
+    }
+    let place = Place::alone();
+    sql(&place.db("a.db"), "PRAGMA journal_mode=wal; CREATE TABLE t(x)");
+    let mut writer = Session::open(&place.db("a.db"));
+    let vars = || -> serde_json::Value {
+        let url = format!("{}/debug/vars", place.nodes[0].url);
+        serde_json::from_str(&printed(Command::new("curl").args(["-sS", &url]))).unwrap()
+    };
+    writer.say("BEGIN IMMEDIATE; INSERT INTO t VALUES (1)");
+    let held = vars();
+    let locks = &held["store"]["dbs"]["a.db"]["locks"];
+    assert_eq!((&locks["write"], &locks["dms"]), (&"exclusive".into(), &"shared".into()));
+    assert_eq!((&locks["shared"], &locks["recover"]), (&"shared".into(), &"unlocked".into()));
+    assert_eq!(locks.as_object().unwrap().len(), 12);
+    writer.say("COMMIT");
+    let free = vars();
+    let db = &free["store"]["dbs"]["a.db"];
+    assert_eq!(db["locks"]["write"], "unlocked");
+    let position =
+        format!("{}/{}\n", db["txid"].as_str().unwrap(), db["checksum"].as_str().unwrap());
+    assert_eq!(position, place.pos("a.db"));
+    assert_eq!(free["store"]["isPrimary"], true);
+    assert_eq!(free["cmdline"][1], "mount");
 }
