@@ -215,13 +215,12 @@ impl MainFile {
         let before = self.len();
         let newest = Arc::new(database.snapshot()?);
         let changed = newest.changed_since(&self.view);
+        // A snapshot of the very state that is shown already changes no byte of it.
+        let is_same = newest.pos() == self.view.pos();
         self.tip = newest;
         self.show_tip();
-        self.counter = None;
-        if let (Some(shown), false) = (shown, self.says_wal()) {
-            let own = self.shown_counter().unwrap_or(shown);
-            let passed = own.wrapping_sub(shown) as i32 > 0;
-            self.counter = (!passed).then(|| shown.wrapping_add(1));
+        if !is_same {
+            self.counter = self.counter_above(shown);
         }
         let (Some(changed), Some(page_size)) = (changed, self.page_size()) else {
             return Ok(vec![(0, 0)]);
@@ -234,6 +233,15 @@ impl MainFile {
             extents.push((before.min(self.len()), 0));
         }
         Ok(extents)
+    }
+
+    /// The counter to show so that it is above one that was shown; `None` if page 1's is.
+    fn counter_above(&mut self, shown: Option<u32>) -> Option<u32> {
+        self.counter = None;
+        let shown = shown.filter(|_| !self.says_wal())?;
+        let own = self.shown_counter().unwrap_or(shown);
+        let passed = own.wrapping_sub(shown) as i32 > 0;
+        (!passed).then(|| shown.wrapping_add(1))
     }
 
     /// The change counter in page 1 as clients see it.

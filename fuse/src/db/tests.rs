@@ -195,6 +195,22 @@ fn a_database_that_was_removed_elsewhere_and_made_again_has_another_change_count
 }
 
 /// SQLite's WAL with one more row than the database file, and both.
+/// A peer may send a state once more, as a snapshot.
+#[test]
+fn a_snapshot_of_the_state_that_is_shown_changes_no_byte_of_the_file() {
+    let place = Place::new("CREATE TABLE t(x)");
+    let file = || place.db.main.read().read(0, 4096).unwrap();
+    let (before, generation) = (file(), place.database.snapshot().unwrap().generation());
+    let mut snapshot = Vec::new();
+    let state = place.database.snapshot().unwrap();
+    state.write_snapshot_record(&mut snapshot).unwrap();
+    place.database.install_snapshot(&mut snapshot.as_slice()).unwrap();
+    place.db.nudge();
+    place.until(|db| db.main.read().tip().generation() != generation);
+    assert_eq!(place.db.shown_position(), state.pos());
+    assert!(file() == before);
+}
+
 fn files_of_a_wal(dir: &TempDir) -> (Vec<u8>, Vec<u8>) {
     let path = dir.path().join("wal.db");
     let client = Connection::open(&path).unwrap();
