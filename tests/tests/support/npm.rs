@@ -22,6 +22,10 @@ pub fn express_example() -> PathBuf {
     if fs::read_to_string(&installed).ok().as_ref() != Some(&wanted) {
         let mut npm = Command::new("npm");
         npm.args(["install", "--no-audit", "--no-fund", "--no-package-lock"]);
+        // Where Debian puts node's headers; else node-gyp would fetch them.
+        if Path::new("/usr/include/node/node.h").exists() {
+            npm.env("npm_config_nodedir", "/usr");
+        }
         let output = npm.current_dir(&dir).output().expect("npm is installed");
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "npm install in {} failed: {error}", dir.display());
