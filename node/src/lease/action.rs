@@ -168,10 +168,10 @@ pub enum Action {
     Publish(SessionId, NodeRecord),
     /// Try to take the lease; answered by `handle_acquired`.
     Acquire(Acquire),
-    /// Extend the right; answered by `handle_beat`.
+    /// Extend the right; answered by `handle_replaced`.
     Beat(Replace),
     /// Unlock the key (it stays, without a session), and replace the term record; answered by
-    /// `handle_released`.
+    /// `handle_replaced`.
     Release(Replace),
     /// Destroy a session, this node's or another's; answered by `handle_destroyed`.
     DestroySession(SessionId),
@@ -179,8 +179,8 @@ pub enum Action {
     /// Leave the present part, keep epoch and cluster id durably, begin to serve replicas; the
     /// gate stays closed. Answered by `handle_term_began`.
     BeginTerm {
-        /// The new term's. The same as before if it was given up by mistake, on word that Consul took
-        /// back, and nobody else was primary since.
+        /// The new term's. The same as before if it was given up by mistake, on word that Consul
+        /// took back, and nobody else was primary since.
         epoch: u64,
         /// The cluster's id.
         cluster: String,

@@ -58,8 +58,8 @@ use self::own_term::OwnTerm;
 use self::presence::Presence;
 use self::request::{RETRY, Request};
 use super::action::{
-    Acquire, Acquisition, Action, CATCH_UP_TIMEOUT, Promotion, REQUEST_TIMEOUT, Renewal,
-    Replacement, Role, SHUTDOWN_TIMEOUT, Settings, Standing, Transition,
+    Acquire, Acquisition, Action, CATCH_UP_TIMEOUT, Promotion, REQUEST_TIMEOUT, Renewal, Role,
+    SHUTDOWN_TIMEOUT, Settings, Standing, Transition,
 };
 use super::view::{Holder, Link, SessionId, View};
 
@@ -160,7 +160,7 @@ impl Election {
     // ---- what the driver tells ----
 
     /// What the store holds; at the start, and whenever it has changed.
-    pub fn handle_standing(&mut self, _now: Duration, standing: Standing) {
+    pub fn handle_standing(&mut self, standing: Standing) {
         self.epoch = self.epoch.max(standing.epoch);
         self.standing = Some(standing);
         self.wake = Duration::ZERO;
@@ -252,18 +252,8 @@ impl Election {
         }
     }
 
-    /// The answer to [`Action::Beat`].
-    pub fn handle_beat(&mut self, now: Duration, replacement: Replacement) {
-        self.handle_replaced(now, replacement);
-    }
-
-    /// The answer to [`Action::Release`].
-    pub fn handle_released(&mut self, now: Duration, replacement: Replacement) {
-        self.handle_replaced(now, replacement);
-    }
-
-    /// The answer to [`Action::DestroySession`]: it is gone, or (false) perhaps not.
-    pub fn handle_destroyed(&mut self, now: Duration, _is_gone: bool) {
+    /// The answer to [`Action::DestroySession`], whether it is gone or perhaps not.
+    pub fn handle_destroyed(&mut self, now: Duration) {
         self.wake = Duration::ZERO;
         let wait = if self.stop_at.is_some() { Duration::ZERO } else { REQUEST_TIMEOUT };
         self.destroying.finish(now + wait);
@@ -329,13 +319,13 @@ impl Election {
     }
 
     /// The primary of this epoch has welcomed this node.
-    pub fn handle_linked(&mut self, _now: Duration, epoch: u64) {
+    pub fn handle_linked(&mut self, epoch: u64) {
         self.link = Link::Up(epoch);
         self.wake = Duration::ZERO;
     }
 
     /// The connection to the primary has ended, or nothing was heard on it for too long.
-    pub fn handle_unlinked(&mut self, _now: Duration) {
+    pub fn handle_unlinked(&mut self) {
         if let Link::Up(epoch) = self.link {
             self.link = Link::Lost(epoch);
         }
@@ -405,7 +395,7 @@ impl Election {
 
     /// This primary's replicas that hold every acknowledged commit, from now on; empty: not
     /// promised. [`Action::NoteSyncSet`] tells when that is published.
-    pub fn handle_sync_set(&mut self, _now: Duration, set: BTreeSet<u64>) {
+    pub fn handle_sync_set(&mut self, set: BTreeSet<u64>) {
         if let Some(own) = &mut self.own {
             own.want_sync_set(set);
         }

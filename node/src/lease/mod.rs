@@ -1,8 +1,15 @@
 //! Who is primary.
 //!
-//! So far the *static* lease: the configuration says it, and [`StaticLease::assign`] may say it
+//! With the *static* lease the configuration says it, and [`StaticLease::assign`] may say it
 //! anew while the node runs. It fences nobody by itself: whoever assigns the role must take it
-//! from one node before giving it to another.
+//! from one node before giving it to another. With *Consul*, the nodes elect one:
+//!
+//! | module     | what |
+//! |------------|------|
+//! | `election` | pure: one node's role, from what it sees of Consul and of its own data |
+//! | `view`     | what Consul shows |
+//! | `action`   | what the election wants done |
+//! | `consul`   | the requests to Consul, and the records that lie there |
 //!
 //! Each term of a primary has an *epoch*. Replicas remember the highest one that they have seen
 //! and refuse a primary with an older one. A node that is configured as primary takes up the

@@ -16,9 +16,9 @@ use crate::faces::Faces;
 use crate::http::Role;
 use crate::lease::Assignment;
 use crate::replication::follow::{Follow, Follower, LinkEvent};
+use crate::replication::following::Following;
 use crate::replication::primary::Identity;
 use crate::replication::serve::{GOODBYE_TIMEOUT, Term};
-use crate::replication::standing::Standing;
 use crate::replication::wire::{Close, Reason};
 
 /// Who tells the conductor what to do.
@@ -154,7 +154,7 @@ impl Conductor {
         let shared = &self.shared;
         let store = &shared.store;
         let cluster = tokio::task::block_in_place(|| -> Result<String, NodeError> {
-            Standing::of(store.dir()).note_own_commits(epoch)?;
+            Following::of(store.dir()).note_own_commits(epoch)?;
             store.set_epoch(epoch)?;
             let cluster = cluster.or_else(|| store.cluster_id()).unwrap_or_else(new_cluster_id);
             store.set_cluster_id(&cluster)?;

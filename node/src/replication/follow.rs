@@ -11,10 +11,10 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::control::{Control, ControlError};
+use super::following::{Following, received_now};
 use super::receive::{Limits, Receiver};
 use super::replica::{Action, DIAL_TIMEOUT, Local, UNKNOWN, Upstream};
 use super::serve::close_connection;
-use super::standing::{Standing, received_now};
 use super::wire::{Close, FromPrimary, FromReplica, MAX_POINTS, Offer, Reason, Welcome};
 use super::{dial, diverged, printable, wall_ms};
 use crate::config;
@@ -399,7 +399,7 @@ impl Link<'_> {
         drop(upstream);
         let noted = tokio::task::block_in_place(|| {
             let received = received_now(store, &theirs);
-            Standing::of(store.dir()).note_in_sync(primary, &received).map(|()| received)
+            Following::of(store.dir()).note_in_sync(primary, &received).map(|()| received)
         });
         let noted = noted.map(|received| self.receiver.set_received(Some(received)));
         if let Err(error) = noted {
@@ -427,8 +427,8 @@ impl Link<'_> {
 
     fn join(&mut self, welcome: &Welcome) -> Result<(), End> {
         let store = &self.driver.follow.store;
-        let standing = Standing::of(store.dir());
-        let received = tokio::task::block_in_place(|| standing.received_of(welcome));
+        let following = Following::of(store.dir());
+        let received = tokio::task::block_in_place(|| following.received_of(welcome));
         self.receiver.set_received(received);
         let adopt = || -> litefs_store::Result<()> {
             store.set_cluster_id(&welcome.cluster)?;

@@ -14,7 +14,7 @@
 //! | `follow`    | drives `replica`: dials the primary, stays connected                     |
 //! | `dial`      | reaches the primary at one of its addresses                              |
 //! | `receive`   | one database's stream into the store                                     |
-//! | `standing`  | whether what this node has came from the primary                         |
+//! | `following` | whether what this node has came from the primary                         |
 //! | `diverged`  | keeping what the primary does not have                                   |
 //! | `ack_times` | how long commits take to be acknowledged                                 |
 //! | `pipe`      | bounded pipes between the async streams and the store's blocking calls   |
@@ -27,6 +27,7 @@ mod control;
 mod dial;
 pub mod diverged;
 pub mod follow;
+pub mod following;
 pub mod lag;
 pub(crate) mod pipe;
 pub mod primary;
@@ -35,7 +36,6 @@ mod receive;
 pub mod replica;
 mod send;
 pub mod serve;
-pub mod standing;
 pub mod wire;
 
 use std::time::Duration;

@@ -21,9 +21,9 @@ use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::MAX_DATABASES;
 use super::diverged;
+use super::following::{Following, Received, came_from_primary};
 use super::pipe::{self, Batch, BatchSender, CHUNK};
 use super::replica::{Upstream, must_preserve};
-use super::standing::{Received, Standing, came_from_primary};
 use super::wire::{self, Close, Reason, RecordKind, STREAM_FRAME_LEN, StreamFrame, StreamReset};
 
 /// Records up to this length are read into memory before they are applied.
@@ -242,7 +242,7 @@ impl Receiver {
     fn note_received(&self, db: &Database, pos: Pos) {
         let mut received = self.received.lock();
         let Some(received) = received.as_mut() else { return };
-        if let Err(error) = Standing::of(self.store.dir()).note_received(db.name(), pos) {
+        if let Err(error) = Following::of(self.store.dir()).note_received(db.name(), pos) {
             tracing::warn!(db = %db.name(), "cannot remember where it came from: {error}");
         }
         received.insert(db.name().clone(), pos);

@@ -3,10 +3,11 @@
 //! ```text
 //! <key>              {"hostname", "advertise-url", "node"}       LiteFS's, with our `node`
 //! <key>/clusterid    the id itself                               LiteFS's
-//! <key>/term         {"node", "right-ms", "fast", "beat", "floor", "sync", "released"}
+//! <key>/term         {"node", "right-ms", "fast", "beat", "transactions", "floor", "sync",
+//!                     "released"}
 //! <key>/nodes/<id>/<session>
-//!                    {"node", "hostname", "advertise-url", "candidate", "term", "transactions",
-//!                     "link"}
+//!                    {"node", "hostname", "advertise-url", "candidate", "epoch", "term",
+//!                     "transactions", "link"}
 //! ```
 //! Node ids are 16 hex digits, as everywhere.
 

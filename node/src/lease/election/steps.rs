@@ -100,7 +100,8 @@ impl Election {
         }
     }
 
-    pub(super) fn handle_replaced(&mut self, now: Duration, replacement: Replacement) {
+    /// The answer to [`Action::Beat`] or [`Action::Release`].
+    pub fn handle_replaced(&mut self, now: Duration, replacement: Replacement) {
         self.wake = Duration::ZERO;
         let Some(own) = &mut self.own else { return };
         let outcome = own.handle_replaced(now, replacement, &self.settings);

@@ -190,7 +190,6 @@ impl World {
 
     /// Tells the machine what the store holds, if that has changed.
     fn tell_standing(&mut self, i: Place) {
-        let now = self.own(i);
         let node = &mut self.nodes[i];
         let disk = &node.data.disk;
         let transactions = disk.databases().iter().map(|db| disk.pos(db).txid.get()).sum();
@@ -204,7 +203,7 @@ impl World {
         };
         if process.client.standing.as_ref() != Some(&standing) {
             process.client.standing = Some(standing.clone());
-            process.election.handle_standing(now, standing);
+            process.election.handle_standing(standing);
         }
     }
 
@@ -338,11 +337,9 @@ impl World {
                 };
                 election.handle_acquired(now, acquisition);
             }
-            (Purpose::Beat, answer) => election.handle_beat(now, replacement(answer)),
-            (Purpose::Release, answer) => election.handle_released(now, replacement(answer)),
-            (Purpose::Destroy, answer) => {
-                election.handle_destroyed(now, matches!(answer, Answer::Done(true)));
-            }
+            (Purpose::Beat, answer) => election.handle_replaced(now, replacement(answer)),
+            (Purpose::Release, answer) => election.handle_replaced(now, replacement(answer)),
+            (Purpose::Destroy, _) => election.handle_destroyed(now),
         }
     }
 
@@ -507,11 +504,10 @@ impl World {
     /// The link to the primary of this epoch is there, or gone.
     pub fn link_changed(&mut self, i: Place, epoch: u64, is_up: bool) {
         self.tell_standing(i);
-        let now = self.own(i);
         let Some(process) = self.nodes[i].process.as_mut() else { return };
         match is_up {
-            true => process.election.handle_linked(now, epoch),
-            false => process.election.handle_unlinked(now),
+            true => process.election.handle_linked(epoch),
+            false => process.election.handle_unlinked(),
         }
     }
 

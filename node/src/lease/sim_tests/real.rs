@@ -16,7 +16,7 @@ use litefs_store::{
 
 use super::chance::{DriftClock, Random};
 use super::data::{Crash, Disk, Missing, Payload, Record};
-use crate::replication::standing::{Received, came_from_primary};
+use crate::replication::following::{Received, came_from_primary};
 use crate::replication::wire::{MAX_POINTS, RecordKind};
 
 const PAGE: usize = 512;

@@ -169,7 +169,7 @@ impl World {
         }
         let gives_up = self.faults_on() && self.random.one_in(8);
         let process = self.nodes[i].process.as_mut().expect("it publishes");
-        process.election.handle_sync_set(now, set.clone());
+        process.election.handle_sync_set(set.clone());
         let confirmer = process.confirmer.as_mut().expect("it publishes");
         confirmer.publishing = Some((number, set));
         if gives_up {

@@ -21,7 +21,7 @@ use crate::lease::consul::{ConsulLease, LeaseError};
 use crate::lease::election::Election;
 use crate::node::shared::Shared;
 use crate::replication::confirm::Published;
-use crate::replication::standing;
+use crate::replication::following::Following;
 
 /// What the store holds is looked at this often, if it has changed.
 const STANDING_INTERVAL: Duration = Duration::from_millis(250);
@@ -44,7 +44,7 @@ pub(super) struct Driver {
     transitions: broadcast::Sender<Transition>,
     /// What the machine was told last of the store.
     standing: Option<Standing>,
-    /// The epoch in the data directory; see [`Standing::term`].
+    /// The epoch in the data directory; see [`Following::term`].
     term: u64,
     in_sync: bool,
     index: Index,
@@ -95,7 +95,7 @@ impl Driver {
             status,
             transitions,
             standing: None,
-            term: standing::Standing::of(shared.store.dir()).term(),
+            term: Following::of(shared.store.dir()).term(),
             in_sync: false,
             index: Index::default(),
             troubles: BTreeMap::new(),
@@ -209,10 +209,10 @@ impl Driver {
             Event::Acquired(acquisition) => self.machine.handle_acquired(self.now(), acquisition),
             Event::Beat { replacement, took } => {
                 self.status.beats.observe(took.as_secs_f64());
-                self.machine.handle_beat(self.now(), replacement);
+                self.machine.handle_replaced(self.now(), replacement);
             }
-            Event::Released(replacement) => self.machine.handle_released(self.now(), replacement),
-            Event::Destroyed(is_gone) => self.machine.handle_destroyed(self.now(), is_gone),
+            Event::Released(replacement) => self.machine.handle_replaced(self.now(), replacement),
+            Event::Destroyed => self.machine.handle_destroyed(self.now()),
             Event::Held(result) => self.machine.handle_held(self.now(), result),
             Event::CaughtUp(result) => self.machine.handle_caught_up(self.now(), result),
             Event::TermBegan { .. }
@@ -242,7 +242,7 @@ impl Driver {
             }
             Event::Linked { epoch } => {
                 self.tell_standing();
-                self.machine.handle_linked(now, epoch);
+                self.machine.handle_linked(epoch);
             }
             Event::InSync { epoch } => {
                 (self.term, self.in_sync) = (epoch, true);
@@ -250,10 +250,10 @@ impl Driver {
             }
             Event::Unlinked => {
                 self.tell_standing();
-                self.machine.handle_unlinked(now);
+                self.machine.handle_unlinked();
             }
             Event::SyncSet { set, published } => {
-                self.machine.handle_sync_set(now, set.clone());
+                self.machine.handle_sync_set(set.clone());
                 self.sync_sets.push((set, published));
                 if !has_role(self.machine.role()) {
                     self.fail_sync_sets();
@@ -392,7 +392,7 @@ impl Driver {
         };
         if self.standing.as_ref() != Some(&standing) {
             self.standing = Some(standing.clone());
-            self.machine.handle_standing(self.now(), standing);
+            self.machine.handle_standing(standing);
         }
     }
 

@@ -67,7 +67,7 @@ pub(super) enum Event {
         took: Duration,
     },
     Released(Replacement),
-    Destroyed(bool),
+    Destroyed,
     TermBegan {
         epoch: u64,
         result: Result<(), String>,

@@ -64,7 +64,7 @@ pub(super) async fn ask(
         }
         Action::DestroySession(session) => {
             let destroyed = consul.destroy_session(&session).await;
-            split("destroy", destroyed.map(|()| true), false, Event::Destroyed)
+            split("destroy", destroyed, (), |()| Event::Destroyed)
         }
         // All others are done without Consul.
         _ => {

@@ -132,7 +132,7 @@ fn data_from_before_the_first_epoch_begins_the_cluster_that_it_belongs_to() {
 #[test]
 fn a_node_of_another_cluster_neither_follows_nor_takes_nor_shows_itself() {
     let mut rig = Rig::new(settings());
-    rig.e.handle_standing(rig.now, Standing { cluster: Some("D".into()), ..standing() });
+    rig.e.handle_standing(Standing { cluster: Some("D".into()), ..standing() });
     for view in [held(2, 8, 10), released(11, None)] {
         rig.see(view);
         assert_eq!(rig.actions(), []);
@@ -262,7 +262,7 @@ fn an_acquisition_that_is_executed_though_it_was_given_up_is_given_back() {
     rig.acquire().unwrap();
     rig.pass(ms(1000));
     rig.e.handle_acquired(rig.now, Acquisition::Failed);
-    rig.e.handle_standing(rig.now, Standing { cluster: Some("D".into()), ..standing() });
+    rig.e.handle_standing(Standing { cluster: Some("D".into()), ..standing() });
     rig.see(held(ME, 20, 20));
     assert!(!has_open(&rig.actions()));
     let mut rig = Rig::seeing(released(10, None));
@@ -341,7 +341,7 @@ fn a_primary_that_others_would_refuse_takes_a_newer_epoch() {
     rig.see(view);
     assert!(rig.actions().iter().any(closes));
     rig.pass(ms(1));
-    rig.e.handle_released(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     rig.actions();
     rig.see(View { nodes, ..released(21, None) });
     assert_eq!(rig.acquire().unwrap().term.floor, 60);
@@ -363,9 +363,9 @@ fn a_node_that_was_away_waits_for_those_that_were_not() {
     assert!(Rig::seeing(with(ME)).acquire().is_some(), "it was the primary");
     let linked = || {
         let mut rig = Rig::seeing(held(2, 8, 9));
-        rig.e.handle_linked(rig.now, 8);
+        rig.e.handle_linked(8);
         rig.actions();
-        rig.e.handle_unlinked(rig.now);
+        rig.e.handle_unlinked();
         rig
     };
     let mut rig = linked();
@@ -389,7 +389,7 @@ fn a_restarted_node_ends_the_session_that_it_had_before() {
     let mut rig = Rig::seeing(view);
     assert_eq!(rig.actions(), [Action::DestroySession(session("old"))]);
     assert_eq!(rig.e.role(), Role::Replica);
-    rig.e.handle_destroyed(rig.now, true);
+    rig.e.handle_destroyed(rig.now);
     rig.see(View { index: 11, term: Some((10, term(ME))), ..free(11) });
     assert!(takes_after(&mut rig, GUARD));
     let mut mine = entry(ME, 5, 100);
@@ -417,13 +417,13 @@ fn a_record_is_written_again_if_an_older_one_came_late() {
 fn what_others_decide_by_is_published_at_once_the_rest_once_a_second() {
     let mut rig = Rig::seeing(held(2, 8, 10));
     rig.actions();
-    rig.e.handle_standing(rig.now, Standing { transactions: 101, ..standing() });
+    rig.e.handle_standing(Standing { transactions: 101, ..standing() });
     assert_eq!(rig.published(), None);
-    rig.e.handle_linked(rig.now, 8);
+    rig.e.handle_linked(8);
     assert_eq!(rig.published().unwrap().link, Link::Up(8));
-    rig.e.handle_unlinked(rig.now);
+    rig.e.handle_unlinked();
     assert_eq!(rig.published().unwrap().link, Link::Lost(8));
-    rig.e.handle_standing(rig.now, Standing { transactions: 102, ..standing() });
+    rig.e.handle_standing(Standing { transactions: 102, ..standing() });
     assert_eq!(rig.published(), None);
     assert_eq!(rig.e.poll_timeout(), rig.now + ms(1000));
     assert_eq!(rig.pass(ms(1000)).published().unwrap().transactions, 102);

@@ -5,7 +5,7 @@ use super::*;
 /// A replica of node 2, whose key was acquired at 8, with another replica.
 fn replica(other: Link) -> Rig {
     let mut rig = Rig::seeing(with_other(held(2, 8, 10), other));
-    rig.e.handle_linked(rig.now, 8);
+    rig.e.handle_linked(8);
     rig.actions();
     rig
 }
@@ -35,14 +35,14 @@ fn a_primary_that_all_lost_is_ended_after_its_silence() {
         let mut rig = replica(other);
         let view = with_other(held(2, 8, 10), other);
         rig.pass(ms(2000));
-        rig.e.handle_unlinked(rig.now);
+        rig.e.handle_unlinked();
         rig.pass(ms(799));
         assert_eq!(destroyed(&mut rig, view.clone()), None);
         rig.pass(ms(1));
         assert_eq!(rig.actions(), [Action::Look], "what was seen is old");
         rig.see(view.clone());
         assert_eq!(rig.actions(), [Action::DestroySession(session("s2"))]);
-        rig.e.handle_destroyed(rig.now, false);
+        rig.e.handle_destroyed(rig.now);
         assert_eq!(rig.pass(ms(999)).actions(), []);
         assert_eq!(rig.pass(ms(1)).actions(), [Action::DestroySession(session("s2"))]);
     }
@@ -51,7 +51,7 @@ fn a_primary_that_all_lost_is_ended_after_its_silence() {
 #[test]
 fn a_primary_that_still_beats_is_left_alone() {
     let mut rig = replica(Link::Lost(8));
-    rig.e.handle_unlinked(rig.now);
+    rig.e.handle_unlinked();
     for index in 11..30 {
         rig.pass(ms(2700));
         assert_eq!(rig.actions(), []);
@@ -67,7 +67,7 @@ fn a_primary_that_still_beats_is_left_alone() {
 fn a_primary_to_which_another_is_connected_is_ended_only_when_it_cannot_commit() {
     let mut rig = replica(Link::Up(8));
     let view = with_other(held(2, 8, 10), Link::Up(8));
-    rig.e.handle_unlinked(rig.now);
+    rig.e.handle_unlinked();
     rig.pass(GUARD);
     assert_eq!(destroyed(&mut rig, view.clone()), None);
     rig.pass(ms(2000));
@@ -103,9 +103,9 @@ fn without_fast_failover_on_both_sides_nobody_is_ended() {
         [(settings(), slow), (not_fast, held(2, 8, 10)), (observer, held(2, 8, 10))]
     {
         let mut rig = Rig::with(settings, standing(), view.clone());
-        rig.e.handle_linked(rig.now, 8);
+        rig.e.handle_linked(8);
         rig.actions();
-        rig.e.handle_unlinked(rig.now);
+        rig.e.handle_unlinked();
         rig.pass(ms(60_000));
         assert_eq!(destroyed(&mut rig, view), None);
     }
@@ -115,10 +115,10 @@ fn without_fast_failover_on_both_sides_nobody_is_ended() {
 fn a_dead_primary_is_followed_within_the_guard() {
     let mut rig = replica(Link::None);
     rig.pass(ms(2800));
-    rig.e.handle_unlinked(rig.now);
+    rig.e.handle_unlinked();
     let view = with_other(held(2, 8, 10), Link::None);
     assert_eq!(destroyed(&mut rig, view), Some(session("s2")));
-    rig.e.handle_destroyed(rig.now, true);
+    rig.e.handle_destroyed(rig.now);
     rig.see(View { key: None, term: Some((10, term(2))), ..free(12) });
     assert_eq!(rig.pass(GUARD - ms(2801)).acquire(), None);
     assert_eq!(rig.e.poll_timeout(), ms(100_000) + GUARD);

@@ -7,7 +7,7 @@ mod right;
 mod swarm;
 
 use super::*;
-use crate::lease::action::{FAST_BEAT, FAST_RIGHT, HOLD_TIMEOUT};
+use crate::lease::action::{FAST_BEAT, FAST_RIGHT, HOLD_TIMEOUT, Replacement};
 use crate::lease::view::{Key, NodeEntry, NodeRecord, Released, TermRecord};
 
 /// This node.
@@ -114,7 +114,7 @@ impl Rig {
             view: View::default(),
         };
         assert!(rig.actions().is_empty());
-        rig.e.handle_standing(rig.now, standing());
+        rig.e.handle_standing(standing());
         assert!(rig.actions().is_empty());
         rig
     }
@@ -126,7 +126,7 @@ impl Rig {
 
     fn with(settings: Settings, standing: Standing, view: View) -> Self {
         let mut rig = Self::new(settings);
-        rig.e.handle_standing(rig.now, standing);
+        rig.e.handle_standing(standing);
         rig.see(view);
         rig
     }
@@ -140,7 +140,7 @@ impl Rig {
         let begin = Action::BeginTerm { epoch: 20, cluster: "C".into() };
         let actions = rig.actions();
         assert!(actions.contains(&begin) && has_beat(&actions), "{actions:?}");
-        rig.e.handle_beat(rig.now, Replacement::Failed);
+        rig.e.handle_replaced(rig.now, Replacement::Failed);
         rig.e.handle_term_began(rig.now, 20, Ok(()));
         assert_eq!(rig.actions(), [open(rig.now + FAST_RIGHT)]);
         rig.see_own();

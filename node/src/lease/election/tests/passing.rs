@@ -30,7 +30,7 @@ fn the_lease_passes_only_after_the_writers_the_target_and_the_gate() {
     assert_eq!(replace.term.released, Some(Released { to: Some(3) }));
     place(&actions, ends);
     rig.pass(ms(1));
-    rig.e.handle_released(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     assert_eq!(rig.actions(), [Action::Look]);
     let roles = [Role::Primary, Role::HandingOver, Role::SteppingDown, Role::Replica];
     let expected: Vec<_> = roles.windows(2).map(|pair| (pair[0], pair[1])).collect();
@@ -61,7 +61,7 @@ fn a_hand_over_that_fails_lets_the_writers_go_on() {
         let mut rig = passing();
         rig.pass(ms(1000));
         rig.beat().unwrap();
-        rig.e.handle_beat(rig.now, Replacement::Done { index: 21 });
+        rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
         assert!(!has_open(&rig.actions()), "{name}: the hold would end");
         let until = rig.now + FAST_RIGHT;
         failure(&mut rig);
@@ -81,7 +81,7 @@ fn a_late_answer_of_one_hand_over_does_not_count_for_the_next() {
     let mut rig = passing();
     rig.pass(HOLD_TIMEOUT);
     rig.actions();
-    rig.e.handle_beat(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     rig.actions();
     let refused = rig.e.handle_take_over(rig.now, 3);
     assert!(refused.is_err(), "the answer to the first hold is still to come");
@@ -132,9 +132,9 @@ fn a_release_whose_answer_was_lost_is_repeated_from_a_fresh_view() {
     rig.e.handle_caught_up(rig.now, Ok(()));
     rig.actions();
     rig.pass(ms(1000));
-    rig.e.handle_released(rig.now, Replacement::Failed);
+    rig.e.handle_replaced(rig.now, Replacement::Failed);
     assert!(rig.actions().iter().any(releases));
-    rig.e.handle_released(rig.now, Replacement::Gone);
+    rig.e.handle_replaced(rig.now, Replacement::Gone);
     rig.actions();
     assert_eq!(rig.e.role(), Role::Replica);
     assert!(rig.e.reason().contains("handed over"), "{}", rig.e.reason());
@@ -142,7 +142,7 @@ fn a_release_whose_answer_was_lost_is_repeated_from_a_fresh_view() {
     let mut rig = Rig::primary();
     rig.e.handle_demote(rig.now, None).unwrap();
     rig.actions();
-    rig.e.handle_released(rig.now, Replacement::Failed);
+    rig.e.handle_replaced(rig.now, Replacement::Failed);
     rig.see(released(21, None));
     rig.actions();
     assert!([Role::Replica, Role::Candidate].contains(&rig.e.role()));
@@ -152,7 +152,7 @@ fn demote(rig: &mut Rig) {
     rig.e.handle_demote(rig.now, None).unwrap();
     rig.actions();
     rig.pass(ms(1));
-    rig.e.handle_released(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     assert_eq!(rig.actions(), [Action::Look]);
     rig.see(released(21, None));
 }
@@ -181,7 +181,7 @@ fn a_promotion_that_is_refused_leaves_the_rest_as_it_was() {
     rig.see(held(2, 8, 10));
     assert!(rig.e.handle_promote(rig.now).is_err(), "it is not connected");
     assert_eq!(rig.e.resting, rest);
-    rig.e.handle_linked(rig.now, 8);
+    rig.e.handle_linked(8);
     assert!(rig.e.handle_promote(rig.now).is_ok());
     assert_eq!(rig.e.resting, None);
 }
@@ -191,9 +191,9 @@ fn a_node_that_is_to_be_primary_asks_the_one_it_follows() {
     let mut rig = Rig::seeing(held(2, 8, 10));
     rig.actions();
     assert!(rig.e.handle_promote(rig.now).is_err(), "it is not connected");
-    rig.e.handle_linked(rig.now, 7);
+    rig.e.handle_linked(7);
     assert!(rig.e.handle_promote(rig.now).is_err(), "connected to a former primary");
-    rig.e.handle_linked(rig.now, 8);
+    rig.e.handle_linked(8);
     assert_eq!(rig.e.handle_promote(rig.now), Ok(Promotion::Wanted));
     assert_eq!(rig.actions(), [Action::AskTakeOver]);
     assert_eq!(rig.actions(), []);
@@ -209,7 +209,7 @@ fn a_promotion_that_does_not_come_is_given_up_or_ends_with_the_term_that_it_led_
     let promoting = || {
         let mut rig = Rig::seeing(held(2, 8, 10));
         rig.actions();
-        rig.e.handle_linked(rig.now, 8);
+        rig.e.handle_linked(8);
         rig.e.handle_promote(rig.now).unwrap();
         assert_eq!(rig.actions(), [Action::AskTakeOver]);
         rig
@@ -231,9 +231,9 @@ fn lease_promote_asks_once_in_sync_until_it_was_heard_and_then_no_more() {
     let settings = Settings { promote: true, ..settings() };
     let mut rig = Rig::with(settings, standing(), held(2, 8, 10));
     rig.actions();
-    rig.e.handle_linked(rig.now, 8);
+    rig.e.handle_linked(8);
     assert_eq!(rig.actions(), [], "it is not in sync");
-    rig.e.handle_standing(rig.now, Standing { in_sync: true, ..standing() });
+    rig.e.handle_standing(Standing { in_sync: true, ..standing() });
     assert_eq!(rig.actions(), [Action::AskTakeOver]);
     rig.e.handle_take_over_refused(rig.now, "busy");
     rig.see(held(2, 8, 11));
@@ -243,9 +243,9 @@ fn lease_promote_asks_once_in_sync_until_it_was_heard_and_then_no_more() {
     rig.acquire().unwrap();
     rig.e.handle_acquired(rig.now, Acquisition::Acquired { index: 13 });
     rig.actions();
-    rig.e.handle_beat(rig.now, Replacement::Gone);
+    rig.e.handle_replaced(rig.now, Replacement::Gone);
     rig.see(held(2, 30, 30));
-    rig.e.handle_linked(rig.now, 30);
+    rig.e.handle_linked(30);
     rig.pass(ms(60_000));
     assert!(!rig.actions().contains(&Action::AskTakeOver));
 }
@@ -262,9 +262,9 @@ fn a_primary_that_shuts_down_hands_over_and_leaves() {
     let Action::Release(replace) = &actions[place(&actions, releases)] else { unreachable!() };
     assert_eq!(replace.term.released, Some(Released { to: Some(3) }));
     rig.pass(ms(1));
-    rig.e.handle_released(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     assert_eq!(rig.actions(), [Action::DestroySession(session("s1"))]);
-    rig.e.handle_destroyed(rig.now, true);
+    rig.e.handle_destroyed(rig.now);
     assert_eq!(rig.actions(), []);
     assert_eq!((rig.e.role(), rig.e.poll_timeout()), (Role::Stopped, Duration::MAX));
 }
@@ -304,7 +304,7 @@ fn a_shutdown_ends_in_time_whatever_consul_does() {
     rig.actions();
     rig.e.handle_shutdown(rig.now, None);
     assert_eq!(rig.actions(), [Action::DestroySession(session("s1"))]);
-    rig.e.handle_destroyed(rig.now, false);
+    rig.e.handle_destroyed(rig.now);
     assert_eq!(rig.actions(), []);
     assert_eq!(rig.e.role(), Role::Stopped);
 }

@@ -14,7 +14,7 @@ fn the_right_begins_with_the_request_however_late_its_answer() {
     assert_eq!(rig.actions(), [open(asked + FAST_RIGHT)]);
     let beat_asked = asked + ms(900);
     rig.pass(ms(700));
-    rig.e.handle_beat(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     assert_eq!(rig.actions(), [open(beat_asked + FAST_RIGHT)]);
     assert_eq!(rig.e.right_until(), beat_asked + FAST_RIGHT);
 }
@@ -28,7 +28,7 @@ fn an_answer_that_comes_after_the_right_it_gives_opens_nothing() {
     rig.actions();
     rig.e.handle_term_began(rig.now, 20, Ok(()));
     assert!(!has_open(&rig.actions()));
-    rig.e.handle_beat(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     assert_eq!(rig.actions(), [open(rig.now + FAST_RIGHT)]);
 }
 
@@ -38,7 +38,7 @@ fn no_gate_opens_before_the_node_serves_as_primary() {
     rig.acquire().unwrap();
     rig.e.handle_acquired(rig.now, Acquisition::Acquired { index: 20 });
     rig.actions();
-    rig.e.handle_beat(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     assert_eq!(rig.actions(), []);
     assert_eq!(rig.e.right_until(), Duration::ZERO);
     rig.e.handle_term_began(rig.now, 19, Ok(()));
@@ -52,12 +52,12 @@ fn a_node_that_cannot_serve_gives_the_lease_back_and_rests() {
     rig.e.handle_acquired(rig.now, Acquisition::Acquired { index: 20 });
     rig.actions();
     rig.e.handle_term_began(rig.now, 20, Err("disk full".into()));
-    rig.e.handle_beat(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     let actions = rig.actions();
     assert!(!has_open(&actions));
     place(&actions, |a| matches!(a, Action::Release(r) if r.expected == 21));
     rig.pass(ms(1));
-    rig.e.handle_released(rig.now, Replacement::Done { index: 22 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 22 });
     rig.actions();
     rig.see(released(22, None));
     rig.pass(ms(8999));
@@ -75,14 +75,14 @@ fn a_lease_that_is_not_renewed_pauses_and_goes_on_in_the_same_term() {
     for _ in 0..2 {
         assert!(rig.beat().is_some());
         rig.pass(ms(1000));
-        rig.e.handle_beat(rig.now, Replacement::Failed);
+        rig.e.handle_replaced(rig.now, Replacement::Failed);
     }
     rig.pass(ms(500));
     assert!(rig.beat().is_some());
     assert_eq!(rig.e.right_until(), rig.now);
     assert_eq!(rig.transitions(), [(Role::Primary, Role::Primary)], "paused");
     rig.pass(ms(500));
-    rig.e.handle_beat(rig.now, Replacement::Done { index: 25 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 25 });
     assert_eq!(rig.actions(), [open(rig.now - ms(500) + FAST_RIGHT)]);
     assert_eq!(rig.transitions(), [(Role::Primary, Role::Primary)], "resumed");
 }
@@ -93,7 +93,7 @@ fn a_term_without_a_beat_for_twice_the_right_is_given_back() {
     rig.pass(FAST_RIGHT);
     assert!(rig.beat().is_some());
     rig.pass(ms(1000));
-    rig.e.handle_beat(rig.now, Replacement::Failed);
+    rig.e.handle_replaced(rig.now, Replacement::Failed);
     rig.pass(FAST_RIGHT - ms(1000));
     let actions = rig.actions();
     let close = place(&actions, closes);
@@ -101,9 +101,9 @@ fn a_term_without_a_beat_for_twice_the_right_is_given_back() {
     assert!(close < release && close < place(&actions, ends));
     assert_eq!(rig.e.role(), Role::SteppingDown);
     rig.pass(ms(1000));
-    rig.e.handle_released(rig.now, Replacement::Failed);
+    rig.e.handle_replaced(rig.now, Replacement::Failed);
     assert!(rig.actions().iter().any(|a| matches!(a, Action::Release(_))), "it is repeated");
-    rig.e.handle_released(rig.now, Replacement::Done { index: 30 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 30 });
     assert_eq!(rig.actions(), [Action::Look]);
     assert_eq!(rig.e.role(), Role::Replica);
 }
@@ -113,12 +113,12 @@ fn after_a_release_was_asked_for_nothing_opens_the_gate_in_that_term() {
     let mut rig = Rig::primary();
     rig.e.handle_demote(rig.now, None).unwrap();
     rig.actions();
-    rig.e.handle_released(rig.now, Replacement::Failed);
+    rig.e.handle_replaced(rig.now, Replacement::Failed);
     rig.see_own();
     for _ in 0..30 {
         rig.pass(ms(300));
         assert!(!has_open(&rig.actions()));
-        rig.e.handle_released(rig.now, Replacement::Failed);
+        rig.e.handle_replaced(rig.now, Replacement::Failed);
     }
     assert_eq!(rig.e.right_until(), Duration::ZERO);
 }
@@ -130,7 +130,7 @@ fn a_beat_under_way_does_not_open_the_gate_after_the_term_was_given_up() {
     assert!(rig.beat().is_some());
     rig.e.handle_demote(rig.now, None).unwrap();
     assert!(rig.actions().iter().any(closes));
-    rig.e.handle_beat(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     let actions = rig.actions();
     assert!(!has_open(&actions));
     place(&actions, |a| matches!(a, Action::Release(r) if r.expected == 21));
@@ -142,9 +142,9 @@ fn a_beat_whose_answer_was_lost_does_not_end_the_term() {
     rig.pass(ms(1000));
     assert_eq!(rig.beat().unwrap().expected, 20);
     rig.pass(ms(1000));
-    rig.e.handle_beat(rig.now, Replacement::Failed);
+    rig.e.handle_replaced(rig.now, Replacement::Failed);
     assert_eq!(rig.beat().unwrap().expected, 20);
-    rig.e.handle_beat(rig.now, Replacement::Conflict);
+    rig.e.handle_replaced(rig.now, Replacement::Conflict);
     assert_eq!(rig.actions(), [Action::Look]);
     rig.e.handle_view(rig.now, rig.now - ms(1), held(ME, 20, 21));
     assert_eq!(rig.actions(), [], "it was asked for before the conflict");
@@ -158,7 +158,7 @@ fn a_lease_that_is_gone_closes_the_gate_at_once() {
     let causes: [(&str, Cause); 4] = [
         ("beat", |rig| {
             rig.pass(ms(1000)).beat().unwrap();
-            rig.e.handle_beat(rig.now, Replacement::Gone);
+            rig.e.handle_replaced(rig.now, Replacement::Gone);
         }),
         ("session", |rig| {
             while !matches!(rig.e.poll_action(rig.now), Some(Action::RenewSession(_))) {
@@ -194,7 +194,7 @@ fn a_view_from_before_the_release_does_not_begin_the_term_again() {
     rig.e.handle_demote(rig.now, None).unwrap();
     rig.actions();
     rig.pass(ms(100));
-    rig.e.handle_released(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     assert_eq!(rig.actions(), [Action::Look]);
     rig.e.handle_view(rig.now, rig.now - ms(1), held(ME, 20, 21));
     assert_eq!(rig.actions(), []);
@@ -214,7 +214,7 @@ fn an_acquisition_whose_answer_was_lost_gives_no_right_before_a_beat() {
     assert!(has_beat(&actions));
     rig.e.handle_term_began(rig.now, 20, Ok(()));
     assert_eq!(rig.actions(), []);
-    rig.e.handle_beat(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     assert_eq!(rig.actions(), [open(rig.now + FAST_RIGHT)]);
 }
 
@@ -225,7 +225,7 @@ fn a_key_held_with_a_foreign_record_is_not_taken_for_the_own_term() {
     let mut rig = Rig::seeing(view);
     assert_eq!(rig.actions(), [Action::DestroySession(session("s1"))]);
     assert_eq!(rig.e.role(), Role::Starting);
-    rig.e.handle_destroyed(rig.now, true);
+    rig.e.handle_destroyed(rig.now);
     assert_eq!(rig.e.session(), None);
 }
 
@@ -233,19 +233,19 @@ fn a_key_held_with_a_foreign_record_is_not_taken_for_the_own_term() {
 fn acknowledgements_rely_on_a_sync_set_only_once_a_beat_has_published_it() {
     let set = |nodes: &[u64]| nodes.iter().copied().collect::<BTreeSet<u64>>();
     let mut rig = Rig::primary();
-    rig.e.handle_sync_set(rig.now, set(&[2]));
+    rig.e.handle_sync_set(set(&[2]));
     assert_eq!(rig.beat().unwrap().term.sync, set(&[2]));
-    rig.e.handle_sync_set(rig.now, set(&[3]));
-    rig.e.handle_beat(rig.now, Replacement::Done { index: 21 });
+    rig.e.handle_sync_set(set(&[3]));
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 21 });
     let actions = rig.actions();
     assert!(!actions.contains(&Action::NoteSyncSet(set(&[2]))), "it is not wanted any more");
     place(&actions, |a| matches!(a, Action::Beat(b) if b.term.sync == set(&[3])));
     // The record says 2 so far, but the beat with 3 may yet be executed.
-    rig.e.handle_beat(rig.now, Replacement::Failed);
-    rig.e.handle_sync_set(rig.now, set(&[2]));
+    rig.e.handle_replaced(rig.now, Replacement::Failed);
+    rig.e.handle_sync_set(set(&[2]));
     let again = rig.beat().unwrap();
     assert_eq!((again.expected, again.term.sync), (21, set(&[2])));
-    rig.e.handle_beat(rig.now, Replacement::Done { index: 22 });
+    rig.e.handle_replaced(rig.now, Replacement::Done { index: 22 });
     assert!(rig.actions().contains(&Action::NoteSyncSet(set(&[2]))));
     assert_eq!(rig.pass(ms(1000)).beat().unwrap().term.sync, set(&[2]), "it stays");
 }

@@ -56,7 +56,7 @@ impl Service {
             Action::Release(replace) => Answer::Released(self.replace(replace, true)),
             Action::DestroySession(session) => {
                 self.end(session);
-                Answer::Destroyed(true)
+                Answer::Destroyed
             }
             other => panic!("{other:?} is no request"),
         }
@@ -118,7 +118,7 @@ enum Answer {
     Acquired(Acquisition),
     Beat(Replacement),
     Released(Replacement),
-    Destroyed(bool),
+    Destroyed,
 }
 
 fn failure(action: &Action) -> Answer {
@@ -129,7 +129,7 @@ fn failure(action: &Action) -> Answer {
         Action::Acquire(_) => Answer::Acquired(Acquisition::Failed),
         Action::Beat(_) => Answer::Beat(Replacement::Failed),
         Action::Release(_) => Answer::Released(Replacement::Failed),
-        Action::DestroySession(_) => Answer::Destroyed(false),
+        Action::DestroySession(_) => Answer::Destroyed,
         _ => Answer::LookFailed,
     }
 }
@@ -247,12 +247,11 @@ impl World {
     }
 
     fn start(&mut self, id: u64) {
-        let local = self.local(id);
         let node = self.nodes.get_mut(&id).unwrap();
         node.life += 1;
         let settings = node.e.settings.clone();
         node.e = Election::new(settings);
-        node.e.handle_standing(local, node.standing.clone());
+        node.e.handle_standing(node.standing.clone());
         self.poll(id);
     }
 
@@ -342,15 +341,15 @@ impl World {
                 Answer::LookFailed => e.handle_look_failed(local),
                 Answer::Published(is_written) => e.handle_published(local, is_written),
                 Answer::Acquired(acquisition) => e.handle_acquired(local, acquisition),
-                Answer::Beat(replacement) => e.handle_beat(local, replacement),
-                Answer::Released(replacement) => e.handle_released(local, replacement),
-                Answer::Destroyed(is_gone) => e.handle_destroyed(local, is_gone),
+                Answer::Beat(replacement) => e.handle_replaced(local, replacement),
+                Answer::Released(replacement) => e.handle_replaced(local, replacement),
+                Answer::Destroyed => e.handle_destroyed(local),
             },
             Event::Began { life, epoch, .. } if life == node.life => {
                 node.standing.epoch = epoch;
                 node.standing.term = epoch;
                 let standing = node.standing.clone();
-                e.handle_standing(local, standing);
+                e.handle_standing(standing);
                 e.handle_term_began(local, epoch, Ok(()));
             }
             Event::Held { life, result, .. } if life == node.life => e.handle_held(local, result),
@@ -363,8 +362,8 @@ impl World {
                 node.standing =
                     Standing { cluster: view.cluster, epoch, term: epoch, ..Standing::default() };
                 node.standing.in_sync = true;
-                e.handle_standing(local, node.standing.clone());
-                e.handle_linked(local, epoch);
+                e.handle_standing(node.standing.clone());
+                e.handle_linked(epoch);
             }
             _ => (),
         }
@@ -502,7 +501,7 @@ impl World {
             }
             8 => self.service.forget(),
             9..14 => self.strike_primary(),
-            _ => self.nodes.get_mut(&id).unwrap().e.handle_unlinked(local),
+            _ => self.nodes.get_mut(&id).unwrap().e.handle_unlinked(),
         }
         self.poll(id);
         let next = 200 + self.random.below(3000);

@@ -33,14 +33,14 @@ const NAME: &str = "following";
 const TERM: &str = "term";
 
 /// The file `following`.
-pub struct Standing {
+pub struct Following {
     dir: PathBuf,
 }
 
 /// Where databases were when all that they had came from the primary.
 pub type Received = HashMap<DbName, Pos>;
 
-impl Standing {
+impl Following {
     /// Of the node with this data directory.
     pub fn of(dir: &Path) -> Self {
         Self { dir: dir.to_path_buf() }
@@ -67,7 +67,7 @@ impl Standing {
     /// A snapshot of the primary that the file names was installed.
     ///
     /// # Errors
-    /// As [`Standing::note_in_sync`].
+    /// As [`Following::note_in_sync`].
     pub fn note_received(&self, db: &DbName, pos: Pos) -> io::Result<()> {
         let file = OpenOptions::new().append(true).open(self.dir.join(NAME));
         match file {
@@ -169,20 +169,20 @@ mod tests {
     #[test]
     fn only_the_primary_that_everything_came_from_is_trusted_until_own_commits() {
         let dir = tempfile::tempdir().unwrap();
-        let standing = Standing::of(dir.path());
-        let follows = |node, epoch| standing.received_of(&primary(node, epoch)).is_some();
+        let following = Following::of(dir.path());
+        let follows = |node, epoch| following.received_of(&primary(node, epoch)).is_some();
         let none = Received::new();
         assert!(!follows(1, 1));
-        assert_eq!(standing.term(), 0);
-        standing.note_own_commits(3).unwrap();
-        assert_eq!(standing.term(), 3);
-        standing.note_in_sync(&primary(1, 1), &none).unwrap();
-        assert_eq!(standing.term(), 1);
+        assert_eq!(following.term(), 0);
+        following.note_own_commits(3).unwrap();
+        assert_eq!(following.term(), 3);
+        following.note_in_sync(&primary(1, 1), &none).unwrap();
+        assert_eq!(following.term(), 1);
         assert!(follows(1, 1));
         assert!(!follows(2, 1) && !follows(1, 2) && !follows(1, 11));
-        standing.note_own_commits(1).unwrap();
+        following.note_own_commits(1).unwrap();
         assert!(!follows(1, 1));
-        standing.note_received(&name("a"), Pos::ZERO).unwrap();
+        following.note_received(&name("a"), Pos::ZERO).unwrap();
         assert!(!follows(1, 1), "a snapshot alone says nothing of the rest");
         fs::write(dir.path().join(NAME), "C 00000000000").unwrap();
         assert!(!follows(1, 1), "torn");
@@ -191,17 +191,17 @@ mod tests {
     #[test]
     fn positions_are_remembered_and_a_torn_line_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let standing = Standing::of(dir.path());
+        let following = Following::of(dir.path());
         let pos = |n: u64| format!("{n:016x}/8000000000000001").parse::<Pos>().unwrap();
         let first = Received::from([(name("a b.db"), pos(1))]);
-        standing.note_in_sync(&primary(1, 1), &first).unwrap();
-        standing.note_received(&name("c"), pos(2)).unwrap();
-        standing.note_received(&name("a b.db"), pos(3)).unwrap();
+        following.note_in_sync(&primary(1, 1), &first).unwrap();
+        following.note_received(&name("c"), pos(2)).unwrap();
+        following.note_received(&name("a b.db"), pos(3)).unwrap();
         let expected = Received::from([(name("a b.db"), pos(3)), (name("c"), pos(2))]);
-        assert_eq!(standing.received_of(&primary(1, 1)), Some(expected.clone()));
+        assert_eq!(following.received_of(&primary(1, 1)), Some(expected.clone()));
         let path = dir.path().join(NAME);
         let torn = fs::read_to_string(&path).unwrap() + &line(&name("c"), pos(9));
         fs::write(&path, &torn[..torn.len() - 1]).unwrap();
-        assert_eq!(standing.received_of(&primary(1, 1)), Some(expected));
+        assert_eq!(following.received_of(&primary(1, 1)), Some(expected));
     }
 }
