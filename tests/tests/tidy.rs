@@ -17,16 +17,6 @@ const LONG_FUNCTIONS: [(&str, &str, usize); 0] = [];
 /// The longest comment line, in columns, as rustfmt has it for code.
 const COMMENT_COLUMNS: usize = 100;
 
-/// Longer comment lines that there may be, by file. A ratchet: nothing is added.
-const LONG_COMMENTS: [(&str, usize); 6] = [
-    ("node/src/forward/replica.rs", 1),
-    ("node/src/http/events.rs", 1),
-    ("node/src/http/ui/mod.rs", 1),
-    ("node/src/lease/action.rs", 1),
-    ("node/src/lease/election/own_term.rs", 1),
-    ("node/src/lease/sim_tests/commits.rs", 1),
-];
-
 /// Crates that talk to C. All others forbid `unsafe`.
 const UNSAFE_CRATES: [&str; 1] = ["vfs"];
 
@@ -195,11 +185,9 @@ fn is_overlong_comment(line: &str) -> bool {
 fn comments_are_no_wider_than_code() {
     let mut findings = Vec::new();
     for source in rust_sources() {
-        let listed = LONG_COMMENTS.iter().find(|(path, _)| source.path.ends_with(path));
         let lines = source.text.lines().enumerate();
         let long = lines.filter(|(_, line)| is_overlong_comment(line));
-        let more = long.skip(listed.map_or(0, |(_, most)| *most));
-        findings.extend(more.map(|(index, _)| source.at(index + 1)));
+        findings.extend(long.map(|(index, _)| source.at(index + 1)));
     }
     check("break the line after 100 columns at most", findings);
 }

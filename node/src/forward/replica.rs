@@ -25,7 +25,7 @@ use tokio::runtime::Handle;
 use super::wire::{self, Answer, Request, StreamError};
 use crate::replication::wire::encode_stream_name;
 
-/// How long a right is kept for a client that has to begin its transaction anew with what it led to.
+/// How long a right is kept for a client that must begin anew with what the primary has.
 const KEPT_FOR: Duration = Duration::from_millis(500);
 /// The primary may take longer to answer than it was asked to, by this.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -2,8 +2,9 @@
 //!
 //! `init` first, then `tx` for each moved position and `primaryChange` whenever the primary is
 //! another one. Besides LiteFS's: `quarantined` for a database that failed a check, `diverged` when
-//! transactions were kept that the cluster does not have, `syncChange` when commits begin to do without
-//! replicas or wait for them again, and with Consul `roleChange`: this node's role, and why.
+//! transactions were kept that the cluster does not have, `syncChange` when commits begin to do
+//! without replicas or wait for them again, and with Consul `roleChange`: this node's role and its
+//! reason.
 //! A client that is more than [`BACKLOG`] events behind is disconnected.
 
 use std::convert::Infallible;

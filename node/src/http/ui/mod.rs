@@ -1,9 +1,7 @@
 //! The status page: one HTML file that asks `/info` and `/events/recent` each second.
 //!
-//! Everything is in the file, and its content policy lets the browser run nothing else, load nothing
-//! else and talk to nobody but this node.
-
-use std::hash::{BuildHasher, Hasher, RandomState};
+//! Everything is in the file, and its content policy lets the browser run nothing else, load
+//! nothing else and talk to nobody but this node.
 
 use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
@@ -17,9 +15,8 @@ const POLICY: &str = "default-src 'none'; script-src 'nonce-{nonce}'; style-src 
 
 /// `GET /` and `GET /ui`.
 pub(super) async fn page() -> Response {
-    // Seeds that the standard library takes from the system: nobody can guess it.
-    let random = || RandomState::new().build_hasher().finish();
-    let nonce = format!("{:016x}{:016x}", random(), random());
+    // Nobody can guess it.
+    let nonce = format!("{:016x}{:016x}", litefs_store::random(), litefs_store::random());
     let headers = [
         (header::CONTENT_SECURITY_POLICY, POLICY.replace(NONCE, &nonce)),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),

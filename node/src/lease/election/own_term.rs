@@ -201,8 +201,8 @@ impl OwnTerm {
         }
         self.right_until = requested + self.record.right;
         self.give_up_at = requested + 2 * self.record.right;
-        // Its own answer counts, and nothing less: what the record was before may yet be replaced by
-        // a beat that is late. None that is older than this one can be executed after it.
+        // Its own answer counts, and nothing less: what the record was before may yet be replaced
+        // by a beat that is late. None that is older than this one can be executed after it.
         if let Some(set) = self.wanted.take_if(|wanted| *wanted == self.record.sync) {
             self.published = Some(set);
         }

@@ -25,7 +25,7 @@ pub struct Acked {
     pub node: Place,
     pub epoch: u64,
     pub at: Duration,
-    /// The committing machine lost power, or its disk, while nobody else had it: no promise covers it.
+    /// The committing machine lost power, or its disk, while nobody else had it: not promised.
     pub is_excused: bool,
 }
 
