@@ -55,11 +55,6 @@ impl ConsulLease {
         })
     }
 
-    /// The lease's key.
-    pub fn key(&self) -> &str {
-        &self.names.key
-    }
-
     /// Opens a session for this node.
     pub async fn open_session(&self) -> Result<SessionId> {
         self.client.register_node().await?;
