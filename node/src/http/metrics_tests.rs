@@ -1,8 +1,11 @@
 //! The metrics that are served are those that the documents and the dashboard speak of.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::tests::{Fixture, change_page};
+use crate::config::{Bounds, OnTimeout, ReplicationMode, SyncSettings};
+use crate::replication::confirm::Confirmer;
 
 const DOCUMENT: &str = include_str!("../../../docs/monitoring.md");
 const DASHBOARD: &str = include_str!("../../../examples/grafana/litefs.json");
@@ -33,7 +36,16 @@ async fn served(f: &Fixture) -> (BTreeSet<String>, BTreeSet<String>) {
 async fn what_is_documented_is_served_and_what_is_served_is_documented() {
     let f = Fixture::start();
     f.import("a.db", 10).await;
-    let (metrics, _) = served(&f).await;
+    let sync =
+        SyncSettings { replicas: 1, timeout: Duration::from_secs(1), on_timeout: OnTimeout::Wait };
+    let bounds = Bounds { max_lag: None, max_transactions: Some(1) };
+    let mut metrics = BTreeSet::new();
+    for mode in
+        [ReplicationMode::Async, ReplicationMode::Bounded(bounds), ReplicationMode::Sync(sync)]
+    {
+        *f.node.confirmer.lock() = Confirmer::new(mode);
+        metrics.extend(served(&f).await.0);
+    }
     let documented: BTreeSet<String> = names(DOCUMENT).into_iter().map(str::to_owned).collect();
     assert_eq!(metrics, documented);
 }

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::lease::action::Transition;
+use crate::replication::confirm::{ConfirmStatus, Confirmer};
 
 /// Longest wait for anything in these tests.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -20,6 +21,8 @@ pub(crate) struct TestNode {
     pub(crate) store: Store,
     pub(crate) role: watch::Sender<Role>,
     pub(crate) transitions: tokio::sync::broadcast::Sender<Transition>,
+    /// None of them: mode `async`.
+    pub(crate) confirmer: parking_lot::Mutex<Option<Arc<Confirmer>>>,
 }
 
 impl NodeView for TestNode {
@@ -74,6 +77,10 @@ impl NodeView for TestNode {
         Some(self.transitions.subscribe())
     }
 
+    fn confirm(&self) -> Option<ConfirmStatus> {
+        self.confirmer.lock().as_ref().map(|confirmer| confirmer.status())
+    }
+
     fn promote(&self) -> Wish {
         self.answer(0)
     }
@@ -86,7 +93,8 @@ impl NodeView for TestNode {
 impl TestNode {
     pub(crate) fn new(store: Store, role: Role) -> Self {
         let transitions = tokio::sync::broadcast::Sender::new(4);
-        Self { store, role: watch::Sender::new(role), transitions }
+        let role = watch::Sender::new(role);
+        Self { store, role, transitions, confirmer: parking_lot::Mutex::default() }
     }
 
     fn fixed(&self) -> LeaseStatus {
