@@ -56,6 +56,25 @@ impl Header {
     /// The size of an encoded header in bytes.
     pub const LEN: usize = 100;
 
+    /// Of a snapshot of `commit` pages that ends with the transaction `last`: uncompressed, from no
+    /// WAL, of unknown time and writer. Others differ from it in what they state beyond that.
+    pub const fn snapshot(page_size: PageSize, commit: u32, last: Txid) -> Self {
+        Self {
+            compressed: false,
+            page_size,
+            commit,
+            min_txid: Txid::new(1),
+            max_txid: last,
+            timestamp_ms: 0,
+            pre_apply: Checksum::NONE,
+            wal_offset: 0,
+            wal_size: 0,
+            wal_salt1: 0,
+            wal_salt2: 0,
+            node_id: 0,
+        }
+    }
+
     /// The header's bytes. What they say is not checked: see [`Header::validate`].
     pub fn encode(&self) -> [u8; Self::LEN] {
         let flags = if self.compressed { FLAG_LZ4 } else { 0 };

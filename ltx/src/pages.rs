@@ -64,22 +64,13 @@ pub(crate) fn next_stored(last: u32, page_size: PageSize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Checksum, Txid};
+    use crate::Txid;
 
     fn sequence(min_txid: u64, commit: u32) -> PageSequence {
+        let page_size = PageSize::new(65536).unwrap(); // lock page 16385
         PageSequence::new(&Header {
-            compressed: false,
-            page_size: PageSize::new(65536).unwrap(), // lock page 16385
-            commit,
             min_txid: Txid::new(min_txid),
-            max_txid: Txid::new(min_txid),
-            timestamp_ms: 0,
-            pre_apply: Checksum::NONE,
-            wal_offset: 0,
-            wal_size: 0,
-            wal_salt1: 0,
-            wal_salt2: 0,
-            node_id: 0,
+            ..Header::snapshot(page_size, commit, Txid::new(min_txid))
         })
     }
 

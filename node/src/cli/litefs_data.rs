@@ -280,18 +280,8 @@ impl RecoveredCopy {
     fn write_snapshot(&self, txid: Txid, out: impl Write) -> CliResult {
         let since = self.modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let header = Header {
-            compressed: false,
-            page_size: self.page_size,
-            commit: self.pages,
-            min_txid: Txid::new(1),
-            max_txid: txid,
             timestamp_ms: i64::try_from(since.as_millis()).unwrap_or(0),
-            pre_apply: Checksum::NONE,
-            wal_offset: 0,
-            wal_size: 0,
-            wal_salt1: 0,
-            wal_salt2: 0,
-            node_id: 0,
+            ..Header::snapshot(self.page_size, self.pages, txid)
         };
         let failed = |e: litefs_ltx::Error| CliError::new(e.to_string());
         let out = BufWriter::with_capacity(1 << 20, out);

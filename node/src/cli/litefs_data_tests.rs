@@ -48,19 +48,14 @@ impl Place {
         let page_size = page_size(content);
         let (min_txid, max_txid) = (Txid::new(range.0), Txid::new(range.1));
         let is_snapshot = range.0 == 1;
+        let commit = (content.len() / page_size) as u32;
         let header = Header {
             compressed,
-            page_size: PageSize::new(page_size as u32).unwrap(),
-            commit: (content.len() / page_size) as u32,
             min_txid,
-            max_txid,
             timestamp_ms: 1_700_000_000_000,
             pre_apply: if is_snapshot { Checksum::NONE } else { Checksum::EMPTY },
-            wal_offset: 0,
-            wal_size: 0,
-            wal_salt1: 0,
-            wal_salt2: 0,
             node_id: 7,
+            ..Header::snapshot(PageSize::new(page_size as u32).unwrap(), commit, max_txid)
         };
         let path = self.db(name).join("ltx").join(format!("{min_txid}-{max_txid}.ltx"));
         let mut encoder = Encoder::new(File::create(path).unwrap(), header).unwrap();

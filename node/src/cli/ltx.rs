@@ -263,18 +263,8 @@ mod tests {
     /// The tiny snapshot of FORMAT §19, with the timestamp given there.
     fn tiny_snapshot() -> Vec<u8> {
         let header = Header {
-            compressed: false,
-            page_size: PageSize::new(512).unwrap(),
-            commit: 3,
-            min_txid: Txid::new(1),
-            max_txid: Txid::new(1),
             timestamp_ms: 1_700_000_000_000,
-            pre_apply: Checksum::NONE,
-            wal_offset: 0,
-            wal_size: 0,
-            wal_salt1: 0,
-            wal_salt2: 0,
-            node_id: 0,
+            ..Header::snapshot(PageSize::new(512).unwrap(), 3, Txid::new(1))
         };
         let mut encoder = Encoder::new(Vec::new(), header).unwrap();
         let mut sum = Checksum::EMPTY;

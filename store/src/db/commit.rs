@@ -70,18 +70,11 @@ impl Db {
         }
         let txid = newest.pos.txid.next();
         let header = Header {
-            compressed: false,
-            page_size: overlay.page_size(),
-            commit,
             min_txid: txid,
-            max_txid: txid,
-            timestamp_ms: self.shared.clock.wall_ms(),
             pre_apply: newest.pos.checksum,
-            wal_offset: 0,
-            wal_size: 0,
-            wal_salt1: 0,
-            wal_salt2: 0,
+            timestamp_ms: self.shared.clock.wall_ms(),
             node_id: self.shared.node_id(),
+            ..Header::snapshot(overlay.page_size(), commit, txid)
         };
         let post = self.checksum_after(content, commit, &pages);
         Ok(Some(Draft { header, pages, post }))

@@ -192,18 +192,10 @@ impl Snapshot {
             return Err(Error::Invalid { db: self.db.name.clone(), reason });
         };
         Ok(Header {
-            compressed: false,
-            page_size,
-            commit: self.state.pages,
             min_txid: after.txid.next(),
-            max_txid: self.state.pos.txid,
-            timestamp_ms: self.timestamp_ms,
             pre_apply: after.checksum,
-            wal_offset: 0,
-            wal_size: 0,
-            wal_salt1: 0,
-            wal_salt2: 0,
-            node_id: 0,
+            timestamp_ms: self.timestamp_ms,
+            ..Header::snapshot(page_size, self.state.pages, self.state.pos.txid)
         })
     }
 

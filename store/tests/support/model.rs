@@ -91,20 +91,9 @@ impl State {
 
     /// A record with all pages: raw or LZ4.
     pub fn snapshot_record(&self, compressed: bool) -> Vec<u8> {
-        let header = Header {
-            compressed,
-            page_size: PageSize::new(self.page_size as u32).unwrap(),
-            commit: self.pages.len() as u32,
-            min_txid: Txid::new(1),
-            max_txid: self.pos.txid,
-            timestamp_ms: 0,
-            pre_apply: Checksum::NONE,
-            wal_offset: 0,
-            wal_size: 0,
-            wal_salt1: 0,
-            wal_salt2: 0,
-            node_id: 0,
-        };
+        let page_size = PageSize::new(self.page_size as u32).unwrap();
+        let whole = Header::snapshot(page_size, self.pages.len() as u32, self.pos.txid);
+        let header = Header { compressed, ..whole };
         let mut encoder = Encoder::new(Vec::new(), header).unwrap();
         for (page, number) in self.pages.iter().zip(1..) {
             encoder.encode_page(Pgno::new(number).unwrap(), page).unwrap();
