@@ -26,7 +26,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use fuser::Errno;
-use litefs_store::{Database, DbName, Durability, Pos, Store, random};
+use litefs_store::{Database, DbName, Durability, Pos, Store, Writer, random};
 use parking_lot::{Mutex, RwLock};
 
 use self::access::Access;
@@ -349,6 +349,17 @@ impl MountedDb {
     /// True if the primary has to be asked before and after each transaction that writes.
     pub(crate) fn is_remote(&self) -> bool {
         self.database.is_remote()
+    }
+
+    /// Publishes what a client has committed. Its request is answered once that may be: of what the
+    /// primary has made, the primary has asked its own gate and its replicas.
+    fn publish_writer(&self, writer: &mut Writer) -> Pos {
+        let is_remote = writer.is_remote();
+        let pos = advance::announcing_own_commit(|| writer.publish());
+        if !is_remote {
+            note_commit(self.name(), writer.take_unconfirmed());
+        }
+        pos
     }
 
     /// True once the database was removed by `rm`: its name may be another's.

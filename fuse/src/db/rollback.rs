@@ -365,12 +365,7 @@ impl MountedDb {
         let (Some(writer), Some(change)) = (main.writer.as_mut(), main.change.take()) else {
             return;
         };
-        let is_remote = writer.is_remote();
-        let pos = announcing_own_commit(|| writer.publish());
-        // The primary has asked its own gate, and its replicas, about what it has made.
-        if !is_remote {
-            note_commit(self.name(), writer.take_unconfirmed());
-        }
+        let pos = self.publish_writer(writer);
         main.ended += 1;
         if change.written.contains(&Pgno::FIRST) {
             main.forget_counter();

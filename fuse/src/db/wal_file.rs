@@ -14,10 +14,8 @@ use std::sync::Arc;
 use fuser::Errno;
 use litefs_store::{Durability, Pgno};
 
-use super::advance::announcing_own_commit;
 use super::main_file::MainFile;
 use super::{MountedDb, Result};
-use crate::committing::note_commit;
 use crate::errno;
 use crate::wal::{Chain, Commit, FRAME_HEAD_LEN, WalHeader};
 
@@ -235,14 +233,10 @@ impl MountedDb {
             tracing::warn!(db = %self.name(), %error, "a transaction was not committed");
             errno::of(&error)
         })?;
-        let is_remote = writer.is_remote();
-        let pos = announcing_own_commit(|| writer.publish());
-        if !is_remote {
-            note_commit(self.name(), writer.take_unconfirmed());
-        }
-        wal.commits += 1;
         // What the primary has made is durable, whatever becomes of this node.
-        wal.unanswered = !is_remote;
+        wal.unanswered = !writer.is_remote();
+        let pos = self.publish_writer(writer);
+        wal.commits += 1;
         if !main.move_tip(&self.database, pos) {
             self.nudge();
         }
