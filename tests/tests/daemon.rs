@@ -3,6 +3,8 @@
 
 #[path = "support/access.rs"]
 mod access;
+#[path = "support/application.rs"]
+mod application;
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "support/pair.rs"]

@@ -1,6 +1,8 @@
 //! Risk: behind the proxy of a real daemon a client's request goes elsewhere than LiteFS sends it,
 //! or the cookie comes or counts where it does not with LiteFS.
 
+#[path = "support/application.rs"]
+mod application;
 #[path = "support/daemon.rs"]
 #[expect(dead_code, reason = "other tests need more of it")]
 mod daemon;
@@ -9,32 +11,14 @@ mod pair;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
-use std::thread;
 use std::time::{Duration, Instant};
 
+use application::application;
 use daemon::{Daemon, done, eventually, info, proxy_addr};
 use litefs_node::http::Info;
 use litefs_vfs::rusqlite::Connection;
-
-/// An application that answers with its name and the request's head.
-fn application(name: &'static str) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut head = [0; 4096];
-            let length = stream.read(&mut head).unwrap_or(0);
-            let body = format!("{name}\n{}", String::from_utf8_lossy(&head[..length]));
-            let length = body.len();
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close");
-            let _ = write!(stream, "{head}\r\n\r\n{body}");
-        }
-    });
-    port
-}
 
 /// A primary and its replica, each with a proxy before an application: `app0`, `app1`.
 struct Place {
@@ -51,7 +35,7 @@ impl Place {
                 "  hostname: primary.host\nproxy:\n  addr: 127.0.0.1:0\n  target: \
                  127.0.0.1:{}\n  db: app.db\n  passthrough: [\"*.css\"]\n  always-forward: \
                  [\"/admin/*\"]\n  max-lag: 1s\n  primary-redirect-timeout: 300ms\n",
-                application(name),
+                application(move |head| format!("{name}\n{head}")),
             );
             files.config(node, &proxy);
         }

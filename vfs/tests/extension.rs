@@ -108,11 +108,7 @@ fn a_second_process_is_told_who_holds_the_directory() {
 fn python_uses_the_extension_from_several_threads() {
     let dir = tempfile::tempdir().unwrap();
     let script = r#"
-import os, sqlite3, sys, threading
-loader = sqlite3.connect(":memory:")
-loader.enable_load_extension(True)
-loader.load_extension(sys.argv[1])
-loader.close()
+import threading
 def connect():
     return sqlite3.connect("file:app.db?vfs=litefs", uri=True, timeout=60)
 db = connect()
@@ -137,9 +133,8 @@ print(db.execute("SELECT count(*) FROM t").fetchone()[0])
 print(db.execute("PRAGMA integrity_check").fetchone()[0])
 "#;
     let copy = dir.path().join("copy.db");
-    let output = Command::new(python())
-        .args(["-c", script])
-        .args([library(), &copy])
+    let output = python_with_the_extension(script)
+        .arg(&copy)
         .env("LITEFS_DATA_DIR", dir.path().join("data"))
         .output()
         .unwrap();
@@ -152,11 +147,7 @@ print(db.execute("PRAGMA integrity_check").fetchone()[0])
 fn a_writer_waits_as_long_as_it_is_told_whatever_directories_are_open() {
     let dir = tempfile::tempdir().unwrap();
     let script = r#"
-import sqlite3, sys, time
-loader = sqlite3.connect(":memory:")
-loader.enable_load_extension(True)
-loader.load_extension(sys.argv[1])
-loader.close()
+import time
 def connect(data):
     uri = f"file:app.db?vfs=litefs&data={data}"
     return sqlite3.connect(uri, uri=True, timeout=2, isolation_level=None)
@@ -172,12 +163,25 @@ for first, second in writers:
         print(error, time.monotonic() - started > 1)
     first.execute("ROLLBACK")
 "#;
-    let output = Command::new(python())
-        .args(["-c", script])
-        .args([library(), &dir.path().join("a"), &dir.path().join("b")])
+    let output = python_with_the_extension(script)
+        .args([dir.path().join("a"), dir.path().join("b")])
         .output()
         .unwrap();
     assert_eq!(printed(output), ["database is locked True"; 2].join("\n"));
+}
+
+/// A script's arguments follow the library in `sys.argv`.
+fn python_with_the_extension(script: &str) -> Command {
+    let load = r#"
+import sqlite3, sys
+loader = sqlite3.connect(":memory:")
+loader.enable_load_extension(True)
+loader.load_extension(sys.argv[1])
+loader.close()
+"#;
+    let mut command = Command::new(python());
+    command.args(["-c", &format!("{load}{script}")]).arg(library());
+    command
 }
 
 /// A Python that can load extensions; some builds cannot.

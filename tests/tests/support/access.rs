@@ -4,14 +4,14 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
 use litefs_vfs::rusqlite::Connection;
 use tempfile::TempDir;
 
+use crate::application::application;
 use crate::daemon::{self, Daemon, done, eventually, free_ports, litefs, proxy_addr};
 
 const TOKEN: &str = "a-token-of-the-test-0123456789";
@@ -23,22 +23,6 @@ fn own_address() -> Option<IpAddr> {
     socket.connect("198.51.100.1:9").ok()?;
     let ip = socket.local_addr().ok()?.ip();
     (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
-}
-
-/// An application that says its name to everybody.
-fn application(name: &'static str) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let _ = stream.read(&mut [0; 4096]);
-            let length = name.len();
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close");
-            let _ = write!(stream, "{head}\r\n\r\n{name}");
-        }
-    });
-    port
 }
 
 /// A primary and a replica with certificates, on all addresses, each with a proxy.
@@ -59,7 +43,7 @@ impl Place {
         }
         fs::write(place.path("token"), format!("{TOKEN}\n")).unwrap();
         for (node, app) in ["primary's app", "replica's app"].into_iter().enumerate() {
-            let config = place.config(node, "certs", application(app));
+            let config = place.config(node, "certs", application(move |_| app.to_owned()));
             let mut daemon = Daemon::spawn(&config);
             let local = format!("http://localhost:{}", place.ports[node]);
             daemon.wait(|| daemon::info(&local).is_some());

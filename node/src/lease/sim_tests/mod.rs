@@ -167,19 +167,26 @@ fn the_same_seed_gives_the_same_run() {
     }
 }
 
-/// Kills the primary of a quiet cluster; the time until another node lets a commit through.
-fn failover(seed: u64, fast: bool) -> Duration {
-    let mut world = World::new(seed, Swarm::plain(fast));
+/// Kills the primary of a quiet cluster after a time between these, and waits until another node
+/// lets a commit through. Returns when it was killed, and how many commits were let through before.
+fn kill_primary(world: &mut World, seed: u64, from: Duration, to: Duration) -> (Duration, usize) {
     let acks = |world: &World| world.ledger.acked.len();
     assert!(world.run_until(secs(60), |world| acks(world) > 20), "{:?}", world.violations);
-    // Any moment between two beats.
-    let at = world.now + world.random.time(secs(3), secs(5));
+    let at = world.now + world.random.time(from, to);
     world.run(at);
     let killed = world.leader().expect("a primary");
-    let before = acks(&world);
+    let before = acks(world);
     world.fell(killed, Crash::Kill);
     let is_over = world.run_until(at + secs(90), |world| acks(world) > before);
     assert!(is_over, "seed {seed}: {:?}", world.violations);
+    (at, before)
+}
+
+/// The time until another node lets a commit through.
+fn failover(seed: u64, fast: bool) -> Duration {
+    let mut world = World::new(seed, Swarm::plain(fast));
+    // Any moment between two beats.
+    let (at, before) = kill_primary(&mut world, seed, secs(3), secs(5));
     world.ledger.acked[before].at - at
 }
 
@@ -195,15 +202,7 @@ fn bounded_loses_no_more_than_its_bound_with_the_primary() {
         let delays = Delays { usual: ms(60), ..plain.delays };
         let mode = ReplicationMode::Bounded(bounds);
         let mut world = World::new(seed, Swarm { databases: 1, mode, delays, ..plain });
-        let acks = |world: &World| world.ledger.acked.len();
-        assert!(world.run_until(secs(60), |world| acks(world) > 20), "{:?}", world.violations);
-        let at = world.now + world.random.time(secs(1), secs(3));
-        world.run(at);
-        let killed = world.leader().expect("a primary");
-        let before = acks(&world);
-        world.fell(killed, Crash::Kill);
-        let is_over = world.run_until(at + secs(90), |world| acks(world) > before);
-        assert!(is_over, "seed {seed}: {:?}", world.violations);
+        let (_, before) = kill_primary(&mut world, seed, secs(1), secs(3));
         let line = world.line_of(world.ledger.acked[before].node);
         let missing = |acked: &&Acked| !line.contains(&acked.pos);
         let missing = world.ledger.acked[..before].iter().filter(missing).count() as u64;
