@@ -301,6 +301,15 @@ impl Database {
         self.0.history_points(max)
     }
 
+    /// The node that committed the newest transaction, 0 if its record names none (as those of
+    /// imports and snapshots); `None` if the log has no record of it alone. May read the log.
+    ///
+    /// # Errors
+    /// `Io`, `Corrupt`.
+    pub fn newest_author(&self) -> Result<Option<u64>> {
+        self.0.newest_author()
+    }
+
     /// The oldest position from which [`Database::log_cursor`] can read.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use tokio_rustls::TlsConnector;
 
 use super::CliError;
-use crate::config::{Endpoint, Token};
+use crate::config::{Endpoint, Token, percent_encode};
 use crate::tls::https;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -135,13 +135,7 @@ pub(super) async fn read_text(response: Response<Incoming>) -> Result<String, Cl
 
 /// Percent-encodes a query value.
 pub(super) fn query_value(text: &str) -> String {
-    let encode = |b: u8| match b {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-            char::from(b).to_string()
-        }
-        _ => format!("%{b:02X}"),
-    };
-    text.bytes().map(encode).collect()
+    percent_encode(text, b"")
 }
 
 #[cfg(test)]

@@ -184,6 +184,16 @@ fn is_visible(byte: u8) -> bool {
     (0x21..0x7f).contains(&byte)
 }
 
+/// Writes all bytes but unreserved ones (RFC 3986) and those of `keep` as `%XX`.
+pub(crate) fn percent_encode(text: &str, keep: &[u8]) -> String {
+    let encode = |byte: u8| match byte {
+        b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        _ if byte.is_ascii_alphanumeric() || keep.contains(&byte) => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
 fn percent_decode(text: &str) -> Option<String> {
     let mut out = Vec::new();
     let mut bytes = text.bytes();

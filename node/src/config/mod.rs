@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use litefs_store::{DbName, Durability};
 
+pub(crate) use consul::percent_encode;
 pub use consul::{ConsulConfig, ConsulUrl};
 pub use endpoint::{Endpoint, parse_listen_addr};
 pub use exec::{ExecCommand, ExecConfig};

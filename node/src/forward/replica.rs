@@ -23,14 +23,13 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::runtime::Handle;
 
 use super::wire::{self, Answer, Request, StreamError};
+use crate::replication::pipe::CHUNK;
 use crate::replication::wire::encode_stream_name;
 
 /// How long a right is kept for a client that must begin anew with what the primary has.
 const KEPT_FOR: Duration = Duration::from_millis(500);
 /// The primary may take longer to answer than it was asked to, by this.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a record that are passed on at once.
-const CHUNK: usize = 256 << 10;
 
 /// Both directions of a stream on which the primary holds a right to write.
 struct Right {
@@ -123,11 +122,6 @@ impl Forwarding {
             state.slots.remove(db);
         }
         self.inner.changed.notify_all();
-    }
-
-    /// True while a client has halted the database.
-    pub fn is_halted(&self, db: &DbName) -> bool {
-        self.inner.state.lock().halts.contains_key(db)
     }
 }
 

@@ -112,11 +112,20 @@ pub struct Election {
     stop_at: Option<Duration>,
 }
 
+/// A node that asked for the lease hopes for it this long.
+const WISH_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The wish to get the lease from the primary.
 #[derive(Debug, Clone, Copy)]
 struct Wish {
     until: Duration,
     is_asked: bool,
+}
+
+impl Wish {
+    fn new(now: Duration) -> Self {
+        Self { until: now + WISH_TIMEOUT, is_asked: false }
+    }
 }
 
 impl Election {
@@ -460,11 +469,6 @@ impl Election {
     pub fn right_until(&self) -> Duration {
         let own = self.own.as_ref().filter(|own| own.has_begun && own.ending.is_none());
         own.map_or(Duration::ZERO, |own| own.right_until)
-    }
-
-    /// This node's session, while it has one.
-    pub fn session(&self) -> Option<&SessionId> {
-        self.presence.session()
     }
 
     /// Who holds the lease, as far as is known, and in which epoch.

@@ -112,7 +112,7 @@ impl Conductor {
         let Some(lease) = &self.shared.lease else { return };
         match order {
             Order::BeginTerm { epoch, cluster } => {
-                let result = self.begin_term(epoch, Some(cluster)).await.map(|_| ());
+                let result = self.begin_term(epoch, Some(cluster)).await;
                 lease.tell(Event::TermBegan { epoch, result });
             }
             Order::EndTerm { reason } => self.leave(Close::new(Reason::Shutdown, reason)).await,
@@ -122,11 +122,7 @@ impl Conductor {
                 self.follow(of);
             }
             Order::AskTakeOver => {
-                let is_asked = match &*self.shared.part.lock() {
-                    Part::Replica(follower) => follower.ask_take_over(),
-                    _ => false,
-                };
-                if !is_asked {
+                if !self.shared.of_follower(Follower::ask_take_over) {
                     lease.tell(Event::NoTakeOver("not connected to the primary".to_owned()));
                 }
             }
@@ -134,22 +130,18 @@ impl Conductor {
     }
 
     async fn become_primary(&self, epoch: u64) -> Result<(), String> {
-        let hostname = self.begin_term(epoch, None).await?;
+        self.begin_term(epoch, None).await?;
         let shared = &self.shared;
         shared.store.gate().open();
-        let url = shared.config.own_url(shared.addr).to_string();
+        let url = shared.config.own_url(shared.addr);
         tracing::info!("this node is the primary, epoch {epoch}, at {url}");
-        shared.show(Role {
-            is_primary: true,
-            primary_hostname: Some(hostname),
-            primary_url: Some(url),
-        });
+        shared.show_as_primary();
         Ok(())
     }
 
-    /// Begins to serve replicas, in the cluster of this id, or of its own; returns the name under
-    /// which it does. The gate is left as it is.
-    async fn begin_term(&self, epoch: u64, cluster: Option<String>) -> Result<String, String> {
+    /// Begins to serve replicas, in the cluster of this id, or of its own. The gate is left as it
+    /// is.
+    async fn begin_term(&self, epoch: u64, cluster: Option<String>) -> Result<(), String> {
         self.leave(Close::new(Reason::Shutdown, "this node becomes the primary")).await;
         let shared = &self.shared;
         let store = &shared.store;
@@ -162,8 +154,7 @@ impl Conductor {
         });
         let cluster = cluster.map_err(|error| error.to_string())?;
         let hostname = shared.config.primary_hostname();
-        let identity =
-            Identity { node: store.node_id(), epoch, cluster, hostname: hostname.clone() };
+        let identity = Identity { node: store.node_id(), epoch, cluster, hostname };
         let asked = shared.clone();
         let take_over =
             Box::new(move |node, refuse: Box<dyn FnOnce(&str) + Send>| match &asked.lease {
@@ -173,7 +164,7 @@ impl Conductor {
         let term =
             Arc::new(Term::begin(store.clone(), identity, shared.confirmer.clone(), take_over));
         *shared.part.lock() = Part::Primary(term);
-        Ok(hostname)
+        Ok(())
     }
 
     async fn become_replica(&self, of: Endpoint) {

@@ -305,10 +305,7 @@ impl Node {
 
     /// Why this replica is not connected to its primary; `None` while it is, or is the primary.
     pub fn disconnected_because(&self) -> Option<String> {
-        match &*self.shared.part.lock() {
-            Part::Replica(follower) => follower.failure(),
-            _ => None,
-        }
+        NodeView::disconnected_because(&*self.shared)
     }
 
     /// The replicas that are connected to this node, if it is the primary.
@@ -481,7 +478,7 @@ impl Decider {
             advertise_url: config.own_url(addr).to_string(),
         };
         let consul = ConsulLease::new(consul, face)?;
-        let (lease, inbox, orders) = Lease::new(consul, new_cluster_id());
+        let (lease, inbox, orders) = Lease::new(consul);
         Ok((Self::Consul { inbox: Box::new(inbox), orders }, Some(lease)))
     }
 }

@@ -61,6 +61,23 @@ impl Shared {
         self.role.send_if_modified(|shown| std::mem::replace(shown, role.clone()) != role);
     }
 
+    /// Shows that this node is the primary.
+    pub fn show_as_primary(&self) {
+        self.show(Role {
+            is_primary: true,
+            primary_hostname: Some(self.config.primary_hostname()),
+            primary_url: Some(self.config.own_url(self.addr).to_string()),
+        });
+    }
+
+    /// What the follower says, if this node follows a primary.
+    pub fn of_follower<T: Default>(&self, ask: impl FnOnce(&Follower) -> T) -> T {
+        match &*self.part.lock() {
+            Part::Replica(follower) => ask(follower),
+            _ => T::default(),
+        }
+    }
+
     /// The present term, if this node serves replicas.
     pub fn term(&self) -> Option<Arc<Term>> {
         match &*self.part.lock() {
@@ -74,10 +91,7 @@ impl Shared {
     }
 
     pub fn primary_wall_ms(&self) -> Option<i64> {
-        match &*self.part.lock() {
-            Part::Replica(follower) => follower.primary_wall_ms(),
-            _ => None,
-        }
+        self.of_follower(Follower::primary_wall_ms)
     }
 
     /// Serves a connection from another node, if this node is the primary.
@@ -183,17 +197,11 @@ impl NodeView for Shared {
     }
 
     fn disconnected_because(&self) -> Option<String> {
-        match &*self.part.lock() {
-            Part::Replica(follower) => follower.failure(),
-            _ => None,
-        }
+        self.of_follower(Follower::failure)
     }
 
     fn reasons(&self) -> BTreeMap<DbName, String> {
-        match &*self.part.lock() {
-            Part::Replica(follower) => follower.reasons(),
-            _ => BTreeMap::new(),
-        }
+        self.of_follower(Follower::reasons)
     }
 
     fn ack_times(&self) -> Histogram {

@@ -24,7 +24,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use litefs_store::ltx::Header;
 use litefs_store::{Database, DbName, Pos, Store};
 
 use super::wire::Welcome;
@@ -126,32 +125,16 @@ fn parse_line(line: &str) -> Option<(DbName, Pos)> {
 
 /// True if everything in the database came from the primary of which `received` is known.
 pub fn came_from_primary(store: &Store, db: &Database, received: &Received) -> bool {
-    let author = newest_author(db);
+    let author = db.newest_author().ok().flatten();
     let is_foreign = author.is_some_and(|author| ![0, store.node_id()].contains(&author));
     is_foreign || received.get(db.name()) == Some(&db.pos())
 }
 
 /// Where the databases are of which everything came from the primary, once it has said so.
 pub fn received_now(store: &Store, databases: &[Database]) -> Received {
-    let theirs = databases.iter().filter(|db| newest_author(db) != Some(store.node_id()));
+    let author = |db: &Database| db.newest_author().ok().flatten();
+    let theirs = databases.iter().filter(|db| author(db) != Some(store.node_id()));
     theirs.map(|db| (db.name().clone(), db.pos())).collect()
-}
-
-/// The node that committed the newest record in the database's log; 0 if it names none, as in
-/// imported, compacted and snapshot records.
-fn newest_author(db: &Database) -> Option<u64> {
-    let newest = || -> litefs_store::Result<Option<[u8; Header::LEN]>> {
-        let before = db.history_points(2).into_iter().find(|pos| *pos != db.pos());
-        let mut cursor = db.log_cursor(before.unwrap_or(Pos::ZERO))?;
-        let mut newest = None;
-        while let Some(record) = cursor.next()? {
-            newest = Some(record);
-        }
-        let mut header = [0; Header::LEN];
-        newest.map(|record| record.read_at(0, &mut header).map(|()| header)).transpose()
-    };
-    let bytes = newest().ok().flatten()?;
-    Header::decode(&bytes).ok().map(|header| header.node_id)
 }
 
 #[cfg(test)]

@@ -316,7 +316,7 @@ fn transport() -> quinn::TransportConfig {
 
 /// The one cryptography provider; never rustls's process-wide default, which an application that
 /// embeds a node may set to another.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

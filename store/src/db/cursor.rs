@@ -210,6 +210,17 @@ impl Db {
         Ok(None)
     }
 
+    /// The node that committed the newest transaction, 0 if its record names none; `None` if the
+    /// log has no record of it alone.
+    pub(crate) fn newest_author(&self) -> Result<Option<u64>> {
+        self.check_readable()?;
+        let newest = self.pos();
+        if newest.is_zero() {
+            return Ok(None);
+        }
+        Ok(self.find_record(newest.txid)?.map(|(_, _, frame)| frame.header.node_id))
+    }
+
     /// Where the record before `min` ends, if that is in memory.
     fn record_end_before(&self, min: Txid, segment: &Arc<Segment>) -> Option<u64> {
         let content = self.content();

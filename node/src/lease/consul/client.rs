@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -24,8 +23,9 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, ConsulConfig};
+use crate::config::{ConfigError, ConsulConfig, percent_encode};
 use crate::replication::printable;
+use crate::tls;
 
 /// Longest answer. A cluster's keys take a few kilobytes.
 const ANSWER_MAX: usize = 4 << 20;
@@ -549,13 +549,12 @@ impl Answer {
 }
 
 fn tls_config(config: &ConsulConfig) -> std::result::Result<ClientConfig, ConfigError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let roots = match &config.ca {
         Some(ca) => read_roots(ca)?,
         None if config.url.is_https() => system_roots()?,
         None => RootCertStore::empty(),
     };
-    let builder = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| ConfigError::new(format!("cannot set up TLS: {error}")))?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
@@ -588,8 +587,9 @@ fn system_roots() -> std::result::Result<RootCertStore, ConfigError> {
     Ok(roots)
 }
 
-fn to_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("BUG: a request always has a JSON form")
+/// Of a request, or of a record that lies in Consul.
+pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("BUG: plain fields always have a JSON form")
 }
 
 /// As Go reads a duration.
@@ -599,11 +599,5 @@ fn milliseconds(duration: Duration) -> String {
 
 /// Percent-encodes a path or a query's value, but for slashes.
 fn encode(text: &str) -> String {
-    let encode = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
-            char::from(byte).to_string()
-        }
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(encode).collect()
+    percent_encode(text, b"/")
 }

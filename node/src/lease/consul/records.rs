@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::super::view::{
     Holder, Key, Link, NodeEntry, NodeRecord, Released, SessionId, TermRecord, View,
 };
-use super::client::{Pair, Tree};
+use super::client::{Pair, Tree, to_json};
 use crate::replication::printable;
 
 /// Longest host name or URL that is taken from another node, in characters.
@@ -263,10 +263,6 @@ fn unreadable(pair: &Pair, why: impl std::fmt::Display) -> String {
 
 fn shortened(text: &str) -> String {
     printable(text).chars().take(TEXT_MAX).collect()
-}
-
-fn to_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("BUG: a record always has a JSON form")
 }
 
 #[cfg(test)]

@@ -39,8 +39,6 @@ pub(super) struct OwnTerm {
     pub(super) ending: Option<Ending>,
     /// The sync set that the primary wants published; `None`: as it is.
     wanted: Option<BTreeSet<u64>>,
-    /// It has been published, and the primary is to be told so.
-    published: Option<BTreeSet<u64>>,
 }
 
 /// A hand-over before the gate is closed.
@@ -67,8 +65,8 @@ pub(super) struct Ending {
 /// What an answer means for the term.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The right lasts longer now.
-    Extended,
+    /// The right lasts longer now; and this sync set, which was wanted, is published.
+    Extended(Option<BTreeSet<u64>>),
     /// The key is released.
     Released,
     /// The key is not this node's any more.
@@ -106,7 +104,6 @@ impl OwnTerm {
             passing: None,
             ending: None,
             wanted: None,
-            published: None,
         }
     }
 
@@ -135,13 +132,7 @@ impl OwnTerm {
     /// Publish this sync set.
     pub(super) fn want_sync_set(&mut self, set: BTreeSet<u64>) {
         self.wanted = Some(set);
-        self.published = None;
         self.request.hurry();
-    }
-
-    /// The sync set that was wanted, once it is published.
-    pub(super) fn take_published_set(&mut self) -> Option<BTreeSet<u64>> {
-        self.published.take()
     }
 
     /// The gate is closed for good; give the key back.
@@ -203,13 +194,11 @@ impl OwnTerm {
         self.give_up_at = requested + 2 * self.record.right;
         // Its own answer counts, and nothing less: what the record was before may yet be replaced
         // by a beat that is late. None that is older than this one can be executed after it.
-        if let Some(set) = self.wanted.take_if(|wanted| *wanted == self.record.sync) {
-            self.published = Some(set);
-        }
+        let published = self.wanted.take_if(|wanted| *wanted == self.record.sync);
         let is_urgent = self.ending.is_some() || self.wanted.is_some();
         let due = if is_urgent { Duration::ZERO } else { requested + settings.beat_interval };
         self.request.defer(due);
-        Outcome::Extended
+        Outcome::Extended(published)
     }
 
     /// Since when the record's index is in doubt.

@@ -10,8 +10,6 @@ use super::candidacy::{Facts, Verdict};
 use super::own_term::{Ending, Outcome, OwnTerm, Passing};
 use super::{Election, Wish};
 
-/// A node that asked for the lease hopes for it this long.
-const WISH_TIMEOUT: Duration = Duration::from_secs(10);
 /// What others have is looked at so long before the lease is taken, at most. It is no less than a
 /// request may take, so that any answer is new enough.
 pub(super) const VIEW_AGE: Duration = REQUEST_TIMEOUT;
@@ -57,8 +55,8 @@ impl Election {
 
     /// The lease is this node's.
     pub(super) fn begin(&mut self, now: Duration, own: OwnTerm, new_cluster: Option<String>) {
-        let warning = self.facts(now).and_then(|facts| facts.warning());
-        let unable = self.facts(now).and_then(|facts| facts.unable());
+        let facts = self.facts(now);
+        let (warning, unable) = facts.map_or((None, None), |f| (f.warning(), f.unable()));
         let epoch = own.epoch;
         let newer = (self.epoch > epoch).then(|| format!("epoch {} is known by now", self.epoch));
         let stop = self.stop_at.map(|_| "this node is shutting down".to_owned());
@@ -105,13 +103,14 @@ impl Election {
         self.wake = Duration::ZERO;
         let Some(own) = &mut self.own else { return };
         let outcome = own.handle_replaced(now, replacement, &self.settings);
-        let published = own.take_published_set();
         if let Replacement::Done { index } = replacement {
             self.learn(now, index);
         }
-        self.queue.extend(published.map(Action::NoteSyncSet));
         match outcome {
-            Outcome::Extended => self.open_gate(now),
+            Outcome::Extended(published) => {
+                self.queue.extend(published.map(Action::NoteSyncSet));
+                self.open_gate(now);
+            }
             Outcome::Released => self.finish_term(now),
             Outcome::Lost => self.lose(now, "the lease was taken from this node"),
             Outcome::Open => (),
@@ -332,12 +331,18 @@ impl Election {
         }
         if facts.view.holding_session().is_none() {
             self.is_forced = true;
-        } else if facts.view.epoch().is_some_and(|epoch| self.link == Link::Up(epoch)) {
-            self.wish = Some(Wish { until: now + WISH_TIMEOUT, is_asked: false });
+        } else if self.is_linked() {
+            self.wish = Some(Wish::new(now));
         } else {
             return Err("this node is not connected to the primary".into());
         }
         Ok(Promotion::Wanted)
+    }
+
+    /// True while this node is connected to who holds the lease.
+    fn is_linked(&self) -> bool {
+        let epoch = self.view.as_ref().and_then(|view| view.epoch());
+        epoch.is_some_and(|epoch| self.link == Link::Up(epoch))
     }
 
     /// Asks the primary to hand over, if this node is to be promoted. Returns when to look again.
@@ -348,12 +353,11 @@ impl Election {
         if self.wish.is_some_and(|wish| now >= wish.until) {
             self.handle_take_over_refused(now, "the primary did not hand over in time");
         }
-        let epoch = self.view.as_ref().and_then(|view| view.epoch());
-        let is_linked = epoch.is_some_and(|epoch| self.link == Link::Up(epoch));
+        let is_linked = self.is_linked();
         let is_in_sync = self.standing.as_ref().is_some_and(|standing| standing.in_sync);
         let due = self.promote_due.filter(|_| self.wish.is_none() && is_linked && is_in_sync);
         if due.is_some_and(|due| due <= now) {
-            self.wish = Some(Wish { until: now + WISH_TIMEOUT, is_asked: false });
+            self.wish = Some(Wish::new(now));
         }
         // The primary hands over only to a node whose record says that it would take the lease.
         let is_published = self.presence.written().is_some_and(|record| record.candidate);

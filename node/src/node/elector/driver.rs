@@ -85,7 +85,7 @@ impl Driver {
         status: Arc<Status>,
         transitions: broadcast::Sender<Transition>,
     ) -> Self {
-        let settings = settings(&shared.config, shared.store.node_id(), inbox.new_cluster);
+        let settings = settings(&shared.config, shared.store.node_id());
         Self {
             machine: Election::new(settings),
             consul: inbox.consul,
@@ -430,11 +430,7 @@ impl Driver {
         let shared = &self.shared;
         shared.store.gate().open_until(until);
         if !shared.role.borrow().is_primary {
-            shared.show(Shown {
-                is_primary: true,
-                primary_hostname: Some(shared.config.primary_hostname()),
-                primary_url: Some(shared.config.own_url(shared.addr).to_string()),
-            });
+            shared.show_as_primary();
         }
         answer_all(&mut self.promotions, &Ok(()));
     }
@@ -534,7 +530,7 @@ fn answer_all(replies: &mut Vec<Reply>, with: &Result<(), String>) {
     replies.drain(..).for_each(|reply| answer(reply, with.clone()));
 }
 
-fn settings(config: &Config, node: u64, new_cluster: String) -> Settings {
+fn settings(config: &Config, node: u64) -> Settings {
     let lease = &config.lease;
     let ttl = lease.consul.as_ref().map_or(Duration::from_secs(10), |consul| consul.ttl);
     let fast = lease.consul.as_ref().is_some_and(|consul| consul.fast_failover);
@@ -551,6 +547,6 @@ fn settings(config: &Config, node: u64, new_cluster: String) -> Settings {
         session_interval: ttl / 3,
         reconnect_delay: lease.reconnect_delay,
         demote_delay: lease.demote_delay,
-        new_cluster,
+        new_cluster: crate::node::new_cluster_id(),
     }
 }

@@ -132,15 +132,11 @@ pub(super) struct Inbox {
     events: mpsc::UnboundedReceiver<Event>,
     orders: mpsc::UnboundedSender<Order>,
     consul: ConsulLease,
-    new_cluster: String,
 }
 
 impl Lease {
     /// The lease, what its thread begins with, and its orders to come.
-    pub fn new(
-        consul: ConsulLease,
-        new_cluster: String,
-    ) -> (Self, Inbox, mpsc::UnboundedReceiver<Order>) {
+    pub fn new(consul: ConsulLease) -> (Self, Inbox, mpsc::UnboundedReceiver<Order>) {
         let (events, inbox) = mpsc::unbounded_channel();
         let (orders, ordered) = mpsc::unbounded_channel();
         let state = State {
@@ -158,7 +154,7 @@ impl Lease {
             transitions: broadcast::Sender::new(TRANSITIONS_BACKLOG),
             thread: Mutex::new(None),
         };
-        (lease, Inbox { events: inbox, orders, consul, new_cluster }, ordered)
+        (lease, Inbox { events: inbox, orders, consul }, ordered)
     }
 
     /// Starts the thread.

@@ -226,7 +226,7 @@ fn a_key_held_with_a_foreign_record_is_not_taken_for_the_own_term() {
     assert_eq!(rig.actions(), [Action::DestroySession(session("s1"))]);
     assert_eq!(rig.e.role(), Role::Starting);
     rig.e.handle_destroyed(rig.now);
-    assert_eq!(rig.e.session(), None);
+    assert_eq!(rig.e.presence.session(), None);
 }
 
 #[test]
